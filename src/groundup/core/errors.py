@@ -1,0 +1,114 @@
+"""What can go wrong, as a tree. Every error says what failed with the actual value, what was expected, and what to type next.
+
+    GroundupError            exit 1
+    ├── UserError            exit 2: a mistake in what was asked
+    │   ├── RecipeError      a key, a type or a combination in a recipe
+    │   ├── DataError        files, records, labels
+    │   ├── ModelError       unknown or unfit model, damaged model folder
+    │   ├── RunError         run folders: existing, locked, changed since
+    │   └── EnvError         this machine or its installation
+    ├── TrainError           a training that had to stop; its progress is on disk
+    ├── GateError            exit 3: findings, a parity gate that failed, or it does not fit
+    └── Stopped              exit 130 or 143: Ctrl-C or SIGTERM, after saving
+
+Texts are in English for Python callers (`str(error)`); `localized()` gives the language of the terminal.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from groundup.core.messages import fill, say
+
+
+class GroundupError(Exception):
+    """An error with its words in both languages and the next command to type.
+
+    Args:
+        en, zh: what happened, with `{names}` filled from `values`.
+        fix, fix_zh: what to type or do next; `fix_zh` only where the fix is a sentence and not a command.
+    """
+
+    exit_status = 1
+
+    def __init__(self, en: str, zh: str, *, fix: str | None = None, fix_zh: str | None = None, **values: Any) -> None:
+        self.en, self.zh, self.values = fill(en, values), fill(zh, values), values
+        self.fix_en = fill(fix, values) if fix else None
+        self.fix_zh = fill(fix_zh, values) if fix_zh else self.fix_en
+        super().__init__(self.en + (f"\n  Fix: {self.fix_en}" if self.fix_en else ""))
+
+    @property
+    def message(self) -> str:
+        """The text without the fix, in the terminal's language."""
+        return say(self.en, self.zh)
+
+    @property
+    def fix(self) -> str | None:
+        """What to type next, in the terminal's language."""
+        if self.fix_en is None or self.fix_zh is None:
+            return None
+        return say(self.fix_en, self.fix_zh)
+
+    def localized(self) -> str:
+        """Type, message and fix as the terminal shows them."""
+        lines = f"{type(self).__name__}: {self.message}"
+        return lines + (f"\n  {say('Fix', '解决办法')}: {self.fix}" if self.fix else "")
+
+    def as_json(self) -> dict[str, Any]:
+        return {"error": {"type": type(self).__name__, "message": self.message, "fix": self.fix}}
+
+
+class UserError(GroundupError, ValueError):
+    exit_status = 2
+
+
+class RecipeError(UserError):
+    pass
+
+
+class DataError(UserError):
+    pass
+
+
+class ModelError(UserError):
+    pass
+
+
+class RunError(UserError):
+    pass
+
+
+class EnvError(UserError):
+    pass
+
+
+class TrainError(GroundupError):
+    pass
+
+
+class GateError(GroundupError):
+    exit_status = 3
+
+
+class Stopped(GroundupError):
+    """Ctrl-C (130) or SIGTERM (143), raised at a step boundary after the checkpoint was written."""
+
+    def __init__(self, en: str, zh: str, *, exit_status: int, **values: Any) -> None:
+        super().__init__(en, zh, **values)
+        self.exit_status = exit_status
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The known names closest to a mistyped one, best first."""
+    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> tuple[str, str]:
+    """' Did you mean ...?' in English and Chinese, with the whole list where nothing is near."""
+    names = sorted(known)
+    if close := nearest(name, names):
+        joined = ", ".join(f"'{c}'" for c in close)
+        return f" Did you mean {joined}?", f"是不是 {joined}？"
+    return f" Known: {', '.join(names)}.", f"可用的有：{', '.join(names)}。"

@@ -1,0 +1,39 @@
+"""English and Chinese side by side: a text is written once, where it is used, in both languages.
+
+`say(en, zh, **values)` gives the sentence in the language of the person at the terminal: `--lang`, else `GROUNDUP_LANG`,
+else the locale. There is no catalogue to keep in step, and a missing translation is a missing argument.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+LANGUAGES = ("en", "zh")
+_chosen: str | None = None
+
+
+def set_language(language: str | None) -> None:
+    """Fixes the language of messages for this process; None goes back to the environment's."""
+    global _chosen
+    _chosen = language
+
+
+def language() -> str:
+    """'en' or 'zh'."""
+    if _chosen:
+        return _chosen
+    for variable in ("GROUNDUP_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
+        if value := os.environ.get(variable):
+            return "zh" if value.lower().startswith("zh") else "en"
+    return "en"
+
+
+def fill(template: str, values: dict[str, Any]) -> str:
+    """`str.format` only where there are values: texts that quote braces (paths, JSON) stay as they are."""
+    return template.format(**values) if values else template
+
+
+def say(en: str, zh: str, **values: Any) -> str:
+    """The text in the user's language, with `{names}` filled from `values`."""
+    return fill(zh if language() == "zh" else en, values)

@@ -1,0 +1,460 @@
+"""The recipe: one YAML file, one strict schema, everything that a run needs.
+
+Unknown keys are errors with the nearest name and the line; a value of the wrong type names what was expected. `auto` is a value
+that is resolved once, when the run starts, and written to `decisions.json` with its reason.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import types
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from groundup.core import units
+from groundup.core.errors import RecipeError, did_you_mean
+
+Auto = Literal["auto"]
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is expected, not true or false")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool)]
+Positive = Annotated[Int, Field(gt=0)]
+Fraction = Annotated[Float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class Named(BaseModel):
+    """A registered thing with its own arguments: `fcnn`, or `{name: fcnn, hidden: [128]}`."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Mixed(Section):
+    source: str
+    weight: Annotated[Float, Field(gt=0)] = 1.0
+
+
+class Split(Section):
+    """How records are divided. Exact duplicates never stand on two sides."""
+
+    validation: Fraction | Literal["given"] = 0.1
+    test: Fraction | Literal["given"] | Auto = "auto"
+    by: Literal["record", "document", "group", "contiguous"] = "record"
+    seed: Int = 0
+
+
+class Columns(Section):
+    """Role -> column of a table, where it is not recognised."""
+
+    target: str | list[str] | None = None
+    features: list[str] | None = None
+    ignore: list[str] = []
+    image: str | None = None
+    group: str | None = None
+    split: str | None = None
+
+
+class Augment(Section):
+    """Random changes of training pictures, whole batches at once.
+
+    shift: pixels; rotate: degrees; flip: probability of left-right mirroring; crop: pixels of padding from which a window of the
+    old size is cut; erase: probability of blanking a rectangle.
+    """
+
+    shift: Annotated[Int, Field(ge=0)] = 0
+    rotate: Annotated[Float, Field(ge=0, le=180)] = 0.0
+    flip: Annotated[Float, Field(ge=0, le=1)] = 0.0
+    crop: Annotated[Int, Field(ge=0)] = 0
+    erase: Annotated[Float, Field(ge=0, le=1)] = 0.0
+
+
+class Picture(Section):
+    """Size and channels that every picture is brought to; `auto` follows the data."""
+
+    size: Positive | list[Positive] | Auto = "auto"
+    channels: Literal[1, 3] | Auto = "auto"
+
+
+class Data(Section):
+    source: str | list[Mixed]
+    split: Split = Split()
+    columns: Columns = Columns()
+    classes: list[str] | None = None
+    train_samples: Positive | None = None
+    image: Picture = Picture()
+    augment: Augment | None = None
+    on_bad_record: Literal["stop", "skip"] | Auto = "auto"
+    in_memory: bool | Auto = "auto"
+    workers: Annotated[Int, Field(ge=0)] | Auto = "auto"
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _labels_are_text(cls, value: Any) -> Any:
+        return [str(v) for v in value] if isinstance(value, list) else value
+
+
+class Optim(Section):
+    """The optimizer. `groups` multiplies the learning rate of layer groups or of parameter name patterns: {features: 0.1}."""
+
+    name: Literal["sgd", "adam", "adamw", "rmsprop", "muon"] = "adamw"
+    lr: Annotated[Float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[Float, Field(ge=0)] = 0.01
+    momentum: Fraction | None = None
+    nesterov: bool = False
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Annotated[Float, Field(gt=0)] = 1e-8
+    groups: dict[str, Annotated[Float, Field(ge=0)]] = {}
+
+
+class Schedule(Section):
+    """The learning rate as a closed form of (step, total). Shares are of the whole run."""
+
+    name: Literal["constant", "step", "cosine", "one-cycle", "wsd"] = "cosine"
+    warmup: Fraction = 0.0
+    floor: Fraction = 0.0
+    step_every: Annotated[Float, Field(gt=0, le=1)] = 1 / 3
+    gamma: Annotated[Float, Field(gt=0, le=1)] = 0.1
+    decay: Annotated[Float, Field(gt=0, le=1)] = 0.2
+
+
+class EarlyStopping(Section):
+    patience: Positive = 5
+    min_delta: Annotated[Float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, value: Any) -> Any:
+        return {"patience": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class Train(Section):
+    epochs: Annotated[Float, Field(gt=0)] | None = None
+    steps: Positive | str | None = None
+    tokens: Positive | str | None = None
+    batch_size: Positive = 256
+    micro_batch_size: Positive | Auto = "auto"
+    precision: Literal["float32", "bfloat16", "float16"] | Auto = "auto"
+    compile: bool | Auto = "auto"
+    clip_norm: Annotated[Float, Field(gt=0)] | None = 1.0
+    ema: Annotated[Float, Field(gt=0, lt=1)] | None = None
+    early_stopping: EarlyStopping | None = None
+    seed: Int = 0
+    deterministic: bool = False
+    device: str = "auto"
+    save_every: Positive | str = "60s"
+    keep: Literal["best", "last"] = "best"
+
+    @field_validator("save_every")
+    @classmethod
+    def _duration(cls, value: int | str) -> int | str:
+        if isinstance(value, str):
+            if value.isdigit():
+                return int(value)
+            units.seconds(value)
+        return value
+
+    @field_validator("steps", "tokens")
+    @classmethod
+    def _count(cls, value: int | str | None) -> int | None:
+        return None if value is None else units.count(value)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        given = [n for n in ("epochs", "steps", "tokens") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of epochs, steps and tokens, not {' and '.join(given)}")
+        if not given:
+            self.epochs = 3
+        return self
+
+
+class Evaluate(Section):
+    every: Literal["epoch"] | Positive = "epoch"
+    metric: str = "auto"
+
+
+class Watch(Section):
+    """What is written while training. `profile`: a profiler trace of that many steps. `trackers`: `path/to/file.py:Name`."""
+
+    log_every: Positive = 10
+    tensorboard: bool = True
+    profile: Annotated[Int, Field(ge=0)] = 0
+    trackers: list[str] = []
+
+
+class RecipeCard(Section):
+    summary: str = ""
+    summary_zh: str = ""
+    result: str = ""
+
+
+class Recipe(Section):
+    name: Annotated[str, Field(pattern=r"^[\w.\-]+$")]
+    card: RecipeCard = RecipeCard()
+    task: Named
+    data: Data
+    model: Named
+    init: str | None = None
+    method: Named = Named(name="full")
+    optim: Optim = Optim()
+    schedule: Schedule = Schedule()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    watch: Watch = Watch()
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted key -> value, for comparing two recipes."""
+        return dict(_flatten(self.model_dump(mode="json")))
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+# What may differ when a run is resumed; epochs and steps only with --extend.
+RESUMABLE = ("watch.", "card.", "data.workers", "data.in_memory", "train.save_every")
+EXTENDABLE = ("train.epochs", "train.steps")
+
+# Names that people bring from other systems -> ours.
+SYNONYMS = {
+    "learning_rate": "optim.lr", "weight_decay": "optim.weight_decay", "momentum": "optim.momentum", "optimizer": "optim.name",
+    "per_device_train_batch_size": "train.batch_size", "batch": "train.batch_size", "bs": "train.batch_size",
+    "gradient_accumulation_steps": "train.micro_batch_size", "num_train_epochs": "train.epochs", "num_epochs": "train.epochs",
+    "max_epochs": "train.epochs", "max_steps": "train.steps", "max_grad_norm": "train.clip_norm", "grad_clip": "train.clip_norm",
+    "save_steps": "train.save_every", "logging_steps": "watch.log_every", "eval_steps": "evaluate.every", "dtype": "train.precision",
+    "amp": "train.precision", "warmup_ratio": "schedule.warmup", "lr_scheduler_type": "schedule.name", "scheduler": "schedule.name",
+    "num_workers": "data.workers", "dataset": "data.source", "pretrained": "init", "arch": "model.name", "patience": "train.early_stopping",
+}
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section class inside an annotation such as `Augment | None`."""
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+        return next((s for a in get_args(annotation) if (s := _section_of(a))), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+    """Every dotted key of the schema."""
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        if inner := _section_of(field.annotation):
+            keys += known_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+def _hint(key: str) -> tuple[str, str]:
+    """The key that was probably meant: a synonym from elsewhere, the same last word in another section, or a near spelling."""
+    last, keys = key.rpartition(".")[2], known_keys()
+    if last in SYNONYMS:
+        found = [SYNONYMS[last]]
+    elif same := [k for k in keys if k.rpartition(".")[2] == last]:
+        found = same
+    else:
+        by_last: dict[str, list[str]] = {}
+        for k in keys:
+            by_last.setdefault(k.rpartition(".")[2], []).append(k)
+        parent = key.rpartition(".")[0]
+        close = difflib.get_close_matches(last, [*by_last, *SYNONYMS], n=3, cutoff=0.6)
+        found = [k for c in close for k in by_last.get(c, [SYNONYMS.get(c, "")])]
+        found.sort(key=lambda k: k.rpartition(".")[0] != parent)
+        if not found:
+            siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
+            listed = ", ".join(siblings)
+            return (f" Keys here: {listed}.", f"这里可用的键：{listed}。") if siblings else ("", "")
+    joined = ", ".join(f"'{k}'" for k in found[:3])
+    return f" Did you mean {joined}?", f"是不是 {joined}？"
+
+
+def _lines(text: str) -> dict[str, int]:
+    """Dotted key -> line of a YAML text."""
+    places: dict[str, int] = {}
+
+    def walk(node: yaml.Node | None, prefix: str) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                dotted = f"{prefix}.{key.value}" if prefix else str(key.value)
+                places[dotted] = key.start_mark.line + 1
+                walk(value, dotted)
+
+    walk(yaml.compose(text, Loader=yaml.SafeLoader), "")
+    return places
+
+
+def parse_yaml(text: str, origin: str) -> dict[str, Any]:
+    """A YAML mapping, or a RecipeError that names the line."""
+    try:
+        value = yaml.safe_load(text.removeprefix("\ufeff"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise RecipeError(
+            "{origin}, line {line}: not valid YAML: {problem}", "{origin} 第 {line} 行：YAML 格式有误：{problem}",
+            origin=origin, line=mark.line + 1 if mark else "?", problem=getattr(error, "problem", None) or error,
+        ) from error
+    if not isinstance(value, dict):
+        raise RecipeError(
+            "{origin}: a recipe is a mapping of keys, this is {kind}", "{origin}：recipe 应是键值映射，这里却是 {kind}",
+            origin=origin, kind="empty" if value is None else type(value).__name__,
+        )
+    return value
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for part in parents:
+        inner = tree.get(part)
+        if isinstance(inner, str) and part in ("model", "task", "method"):
+            inner = {"name": inner}
+        if not isinstance(inner, dict):
+            inner = {}
+        tree[part] = inner
+        tree = inner
+    if last in ("model", "task", "method") and isinstance(value, str) and not parents:
+        value = {"name": value}
+    tree[last] = value
+
+
+def parse_set(assignment: str) -> tuple[str, Any]:
+    """'optim.lr=3e-4' -> ('optim.lr', '3e-4'): the value is read as YAML."""
+    key, equals, text = assignment.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(
+            "--set {assignment}: write KEY=VALUE, as --set optim.lr=3e-4", "--set {assignment}：应写作 键=值，例如 --set optim.lr=3e-4",
+            assignment=assignment,
+        )
+    try:
+        return key.strip(), yaml.safe_load(text) if text.strip() else None
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            "--set {assignment}: the value is not valid YAML", "--set {assignment}：等号后的值不是合法的 YAML", assignment=assignment
+        ) from error
+
+
+def override(tree: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe tree with dotted overrides put in. A new length (epochs, steps, tokens) replaces the old one."""
+    lengths = {"train.epochs", "train.steps", "train.tokens"}
+    if lengths & overrides.keys() and isinstance(tree.get("train"), dict):
+        tree["train"] = {k: v for k, v in tree["train"].items() if f"train.{k}" not in lengths}
+    for key, value in overrides.items():
+        _set(tree, key, value)
+    return tree
+
+
+def build(tree: dict[str, Any], origin: str, *, text: str = "", overridden: Mapping[str, Any] = types.MappingProxyType({})) -> Recipe:
+    """Checks a tree against the schema; every problem is listed, each with its place and the nearest name.
+
+    Raises:
+        RecipeError: unknown keys, wrong types, values out of range.
+    """
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        problems = error.errors()
+        lines = _lines(text.removeprefix("\ufeff")) if text else {}
+    english, chinese, seen = [], [], set()
+    for problem in problems:
+        parts = [str(p) for p in problem["loc"]]
+        key = next((".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in known_keys()), parts[0])
+        unknown = problem["type"] == "extra_forbidden"
+        if unknown:
+            key = ".".join(p for p in parts if p[:1].islower() or p not in ("Mixed",))
+        if key in seen:
+            continue
+        seen.add(key)
+        if key in overridden or any(k.startswith(key + ".") for k in overridden):
+            place, place_zh = "from --set", "来自 --set"
+        elif key in lines:
+            place, place_zh = f"{origin}, line {lines[key]}", f"{origin} 第 {lines[key]} 行"
+        else:
+            place, place_zh = origin, origin
+        if unknown:
+            hint, hint_zh = _hint(key)
+            english.append(f"unknown key '{key}' ({place}).{hint}")
+            chinese.append(f"未知的键 '{key}'（{place_zh}）。{hint_zh}")
+        elif problem["type"] == "missing":
+            english.append(f"'{key}' is missing ({place})")
+            chinese.append(f"缺少 '{key}'（{place_zh}）")
+        else:
+            found = problem.get("input")
+            expected = "; ".join(dict.fromkeys(p["msg"].removeprefix("Value error, ") for p in problems if [str(x) for x in p["loc"]][: key.count(".") + 1] == key.split(".")))
+            english.append(f"{key} = {found!r} ({place}): {expected}")
+            chinese.append(f"{key} = {found!r}（{place_zh}）：{expected}")
+    raise RecipeError("\n  ".join(english).replace("{", "{{").replace("}", "}}"), "\n  ".join(chinese).replace("{", "{{").replace("}", "}}"), _="")
+
+
+def shipped() -> dict[str, Path]:
+    """Name -> file of the recipes inside the package."""
+    folder = Path(str(resources.files("groundup.recipes")))
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def load(recipe: str | Path | Recipe | Mapping[str, Any], overrides: Mapping[str, Any] = types.MappingProxyType({})) -> Recipe:
+    """A recipe by name, YAML file, run folder, mapping or Recipe, with dotted overrides.
+
+    Raises:
+        RecipeError: no such recipe (with the nearest names), or one that does not fit the schema.
+    """
+    text, origin = "", "recipe"
+    if isinstance(recipe, Recipe):
+        tree = recipe.model_dump(mode="json")
+    elif isinstance(recipe, Mapping):
+        tree = copy.deepcopy(dict(recipe))
+    else:
+        path = Path(recipe).expanduser()
+        if str(recipe) in shipped():
+            path = shipped()[str(recipe)]
+        elif path.is_dir() and (path / "recipe.yaml").is_file():
+            path = path / "recipe.yaml"
+        if not path.is_file():
+            hint, hint_zh = did_you_mean(str(recipe), shipped())
+            raise RecipeError(
+                "no recipe '{recipe}': not one of the shipped ones and not a file." + hint,
+                "没有名为 '{recipe}' 的 recipe：既不是自带的，也不是文件。" + hint_zh, recipe=recipe, fix="groundup recipes",
+            )
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError) as error:
+            raise RecipeError("{path} cannot be read as text: {error}", "无法读取 {path}：{error}", path=path, error=error) from error
+        origin = str(recipe)
+        tree = parse_yaml(text, origin)
+    return build(override(tree, overrides), origin, text=text, overridden=overrides)
+
+
+def differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (old, new) where two recipes differ."""
+    a, b = old.flat(), new.flat()
+    return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}

@@ -1,0 +1,229 @@
+"""A data set: records with a schema and a fingerprint, before any task looks at them.
+
+Pictures are uint8 tensors [channels, height, width] in one common size; vectors are float64 rows. The target is kept as the data has
+it (text, whole numbers or reals, one column or several): the task decides what it means.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from groundup.core.errors import DataError
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+
+
+@dataclass
+class Dataset:
+    """Records as arrays.
+
+    Args:
+        kind: 'image' or 'vector'.
+        inputs: pictures (an object with `shape` [N, C, H, W] and `fetch(index)`), or float64 [N, features].
+        target: [N] or [N, targets]; text, integers or reals.
+        digests: [N] bytes, one digest of each record's input: equal digests are exact duplicates.
+        describe: position -> the record's name for a person ('cats/12.png', 'wine.csv line 7').
+        given: the data's own splits, name -> positions.
+        files: file -> sha256 of what was read.
+    """
+
+    name: str
+    kind: Literal["image", "vector"]
+    inputs: Any
+    target: NDArray[Any]
+    digests: list[bytes]
+    describe: Callable[[int], str]
+    given: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    groups: NDArray[Any] | None = None
+    feature_names: list[str] = field(default_factory=list)
+    target_names: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return tuple(self.inputs.shape[1:])
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of every record's content and target, in order: equal for equal data, wherever it lies."""
+        digest = hashlib.sha256(repr((self.kind, self.input_shape)).encode())
+        for record, target in zip(self.digests, self.target):
+            digest.update(record)
+            digest.update(str(target).encode())
+        for split, index in sorted(self.given.items()):
+            digest.update(split.encode() + index.tobytes())
+        return digest.hexdigest()
+
+    def select(self, keep: NDArray[np.int64]) -> Dataset:
+        """The records at `keep`, splits and names carried along."""
+        position = np.full(len(self), -1, dtype=np.int64)
+        position[keep] = np.arange(len(keep))
+        describe, inputs = self.describe, self.inputs
+        return Dataset(
+            self.name, self.kind, inputs.select(keep) if self.kind == "image" else inputs[keep], self.target[keep],
+            [self.digests[i] for i in keep], lambda i: describe(int(keep[i])),
+            {s: p[p >= 0] for s, index in self.given.items() for p in [position[index]]},
+            None if self.groups is None else self.groups[keep], self.feature_names, self.target_names, self.files, self.rejected, self.notes,
+        )
+
+
+class ArrayImages:
+    """Pictures in memory: uint8 [N, C, H, W]."""
+
+    streamed = False
+
+    def __init__(self, array: NDArray[np.uint8]) -> None:
+        self.array = array
+        self.shape = array.shape
+
+    def fetch(self, index: Sequence[int] | NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self.array[np.asarray(index)]))
+
+    def select(self, keep: NDArray[np.int64]) -> ArrayImages:
+        return ArrayImages(self.array[keep])
+
+    def moments(self, index: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and mean square per channel of the pictures at `index`, on the 0..255 scale."""
+        first = second = np.zeros(self.shape[1])
+        for start in range(0, len(index), 4096):  # in pieces: a float copy of everything would be eight times the data
+            part = self.array[index[start : start + 4096]].astype(np.float64)
+            first = first + part.sum(axis=(0, 2, 3))
+            second = second + np.square(part).sum(axis=(0, 2, 3))
+        count = len(index) * self.shape[2] * self.shape[3]
+        return first / count, second / count
+
+
+class FileImages:
+    """Pictures decoded from their files when asked for; `sums` holds each picture's channel sums and square sums [N, 2, C]."""
+
+    streamed = True
+
+    def __init__(self, paths: list[Path], channels: int, size: tuple[int, int], sums: NDArray[np.float64]) -> None:
+        self.paths, self.channels, self.size, self.sums = paths, channels, size, sums
+        self.shape = (len(paths), channels, *size)
+
+    def fetch(self, index: Sequence[int] | NDArray[np.int64]) -> torch.Tensor:
+        pictures = [decode(self.paths[int(i)].read_bytes(), self.channels, self.size) for i in index]
+        return torch.from_numpy(np.stack(pictures))
+
+    def select(self, keep: NDArray[np.int64]) -> FileImages:
+        return FileImages([self.paths[i] for i in keep], self.channels, self.size, self.sums[keep])
+
+    def moments(self, index: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        count = len(index) * self.size[0] * self.size[1]
+        first, second = self.sums[index].sum(axis=0) / count
+        return first, second
+
+    def load(self) -> ArrayImages:
+        """Everything decoded into memory, by threads (Pillow releases the interpreter lock while it decodes)."""
+        array = np.empty(self.shape, dtype=np.uint8)
+
+        def one(i: int) -> None:
+            array[i] = decode(self.paths[i].read_bytes(), self.channels, self.size)
+
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(one, range(len(self.paths))))
+        return ArrayImages(array)
+
+
+def decode(data: bytes, channels: int | None = None, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """One picture as uint8 [C, H, W]; converted to `channels` (1 grey, 3 RGB) and resized to `size` (height, width) where given.
+
+    Raises:
+        ValueError: the bytes are not a whole picture (with Pillow's reason).
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Pillow's remarks on odd metadata
+            with Image.open(io.BytesIO(data)) as opened:
+                opened.load()
+                return picture_array(ImageOps.exif_transpose(opened), channels, size)
+    except Exception as error:  # Pillow raises many kinds for damaged bytes, a decompression bomb among them
+        reason = str(error).replace(repr(io.BytesIO), "").split(" <_io.BytesIO")[0]
+        raise ValueError(reason or type(error).__name__) from error
+
+
+def picture_array(picture: Any, channels: int | None = None, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """A PIL picture as uint8 [C, H, W]. Transparency is laid on white; 16-bit grey is brought to 8."""
+    from PIL import Image
+
+    if picture.mode.startswith("I") or picture.mode == "F":
+        raw = np.asarray(picture, dtype=np.float64)
+        top = 65535.0 if raw.max(initial=0) > 255 else 255.0
+        picture = Image.fromarray((raw.clip(0, top) / top * 255).round().astype(np.uint8))
+    elif "A" in picture.getbands() or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        background = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        picture = Image.alpha_composite(background, picture).convert("RGB")
+    grey = picture.mode in ("1", "L")
+    wanted = channels or (1 if grey else 3)
+    picture = picture.convert("L" if wanted == 1 else "RGB")
+    if size is not None and picture.size != (size[1], size[0]):
+        picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)  # Pillow antialiases when it shrinks
+    array = np.asarray(picture)
+    return array[None] if wanted == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def digests_of(array: NDArray[Any]) -> list[bytes]:
+    """A 16-byte digest of each row's bytes."""
+    rows = np.ascontiguousarray(array).reshape(len(array), -1)
+    return [hashlib.blake2b(row, digest_size=16).digest() for row in rows]
+
+
+def from_arrays(
+    name: str, inputs: Any, target: Any, *, given: dict[str, Any] | None = None, feature_names: list[str] | None = None,
+    target_names: list[str] | None = None, describe: Callable[[int], str] | None = None, files: dict[str, str] | None = None,
+) -> Dataset:
+    """A data set from arrays: pictures as [N, H, W] or [N, C, H, W] or [N, H, W, C] (uint8, or reals in 0..1), vectors as [N, features].
+
+    Raises:
+        DataError: shapes that do not fit each other, or a dtype that is neither.
+    """
+    x, y = np.asarray(inputs), np.asarray(target)
+    if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
+        raise DataError("{name}: {n} inputs and {m} targets; each record needs one of both", "{name}：输入有 {n} 条，目标有 {m} 条，应一一对应",
+                        name=name, n=len(x) if x.ndim else 0, m=len(y) if y.ndim else 0)
+    if not np.issubdtype(x.dtype, np.number) and x.dtype != bool:
+        raise DataError("{name}: inputs have dtype {dtype}; numbers are expected", "{name}：输入的类型是 {dtype}，应为数值", name=name, dtype=x.dtype)
+    if x.ndim in (3, 4):
+        if x.ndim == 3:
+            x = x[:, None]
+        elif x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
+            x = x.transpose(0, 3, 1, 2)
+        if x.shape[1] not in (1, 3):
+            raise DataError("{name}: pictures of shape {shape}; 1 or 3 channels are expected", "{name}：图片形状为 {shape}，应为 1 或 3 个通道",
+                            name=name, shape=x.shape[1:])
+        if x.dtype != np.uint8:
+            low, high = float(x.min(initial=0)), float(x.max(initial=0))
+            if not (low >= 0 and high <= 255):
+                raise DataError("{name}: pixel values from {low} to {high}; 0..1 or 0..255 are expected",
+                                "{name}：像素值范围是 {low} 到 {high}，应为 0..1 或 0..255", name=name, low=low, high=high)
+            x = (x * (255 if high <= 1 else 1)).round().astype(np.uint8)
+        images = np.ascontiguousarray(x)
+        return Dataset(name, "image", ArrayImages(images), y, digests_of(images), describe or (lambda i: f"{name}[{i}]"),
+                       _positions(given), files=files or {}, target_names=target_names or [])
+    rows = x.reshape(len(x), -1).astype(np.float64)
+    return Dataset(name, "vector", rows, y, digests_of(rows), describe or (lambda i: f"{name}[{i}]"), _positions(given),
+                   feature_names=feature_names or [f"x{i}" for i in range(rows.shape[1])], target_names=target_names or [], files=files or {})
+
+
+def _positions(given: dict[str, Any] | None) -> dict[str, NDArray[np.int64]]:
+    return {split: np.asarray(index, dtype=np.int64) for split, index in (given or {}).items()}

@@ -1,0 +1,97 @@
+"""Order and randomness as pure functions: of (seed, epoch, position) for the data order, of (seed, epoch, index) for augmentation.
+
+Nothing here has state, so a resumed run needs no replay, and the number of workers or micro-batches cannot matter. The mixing function
+is splitmix64 (Steele, Lea and Flood, OOPSLA 2014, fig. 14), on int64 tensors whose products wrap around.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def _signed(value: int) -> int:
+    value &= 2**64 - 1
+    return value - 2**64 if value >= 2**63 else value
+
+
+_GAMMA = _signed(0x9E3779B97F4A7C15)
+_MIX1, _MIX2 = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical shift right: torch's is arithmetic on int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = x + _GAMMA
+    x = (x ^ _shift(x, 30)) * _MIX1
+    x = (x ^ _shift(x, 27)) * _MIX2
+    return x ^ _shift(x, 31)
+
+
+class CounterRandom:
+    """Random numbers for a batch that depend only on (seed, epoch, index) of each sample.
+
+    Args:
+        seed: the run's seed.
+        epoch: int64 [B], the epoch in which each sample is drawn.
+        index: int64 [B], each sample's position in the training split.
+    """
+
+    def __init__(self, seed: int, epoch: Tensor, index: Tensor) -> None:
+        state = _mix(torch.full_like(index, _signed(seed * 2 + 1)))
+        self._state = _mix(_mix(state + epoch) + index)
+
+    def uniform(self, name: str, count: int = 1) -> Tensor:
+        """float32 [B, count] in [0, 1): the same numbers for the same name, whatever else is drawn."""
+        stream = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
+        counters = torch.arange(count, device=self._state.device)
+        bits = _mix(_mix(self._state + stream)[:, None] + counters)
+        return _shift(bits, 40).to(torch.float32) * 2.0**-24
+
+
+def permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of n records in an epoch: int64 [n]."""
+    index = torch.arange(n)
+    keys = _mix(_mix(_mix(torch.full_like(index, _signed(seed * 2 + 1))) + epoch * _GAMMA) + index)
+    order: NDArray[np.int64] = torch.argsort(keys, stable=True).numpy()
+    return order
+
+
+def hashed_order(digests: list[bytes], seed: int) -> NDArray[np.int64]:
+    """Positions sorted by a keyed digest of each record's content: the same for the same records, however the files are ordered."""
+    key = seed.to_bytes(8, "little", signed=True)
+    keyed = [hashlib.blake2b(d, digest_size=8, key=key).digest() for d in digests]
+    return np.array(sorted(range(len(keyed)), key=lambda i: (keyed[i], i)), dtype=np.int64)
+
+
+class Order:
+    """The stream of training samples: epoch after epoch, each a permutation, cut into batches of one size.
+
+    Batches run across the end of an epoch, so that none is short and no record is dropped.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int) -> None:
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
+
+    def batch(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(epoch [B], index [B]) of the batch of step `step`, counted from 0."""
+        position = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epoch, offset = position // self.n, position % self.n
+        index = np.empty_like(position)
+        for e in np.unique(epoch):
+            if e != self._epoch:
+                self._epoch, self._order = int(e), permutation(self.n, self.seed, int(e))
+            index[epoch == e] = self._order[offset[epoch == e]]
+        return epoch, index
+
+    def steps(self, epochs: float) -> int:
+        """Optimizer steps that cover this many epochs."""
+        return max(1, -(-int(round(epochs * self.n * 1e6)) // (self.batch_size * 10**6)))

@@ -1,0 +1,129 @@
+"""From a recipe's data section to records in splits: the one way in for training, evaluation and the data commands."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from groundup.core.errors import DataError, did_you_mean
+from groundup.core.recipe import Data
+from groundup.data.dataset import Dataset
+from groundup.data.order import hashed_order
+from groundup.data.sources import open_source
+from groundup.data.split import Splits, make_splits
+
+
+@dataclass
+class Prepared:
+    """Records, their splits, and what was noticed on the way."""
+
+    dataset: Dataset
+    splits: Splits
+    notes: list[tuple[str, str]]
+    config: Data
+
+    @property
+    def fingerprint(self) -> str:
+        return self.dataset.fingerprint
+
+
+def natural(label: str) -> tuple[Any, ...]:
+    """Sort key that puts '2' before '10'."""
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", label) if part)
+
+
+def labels_of(dataset: Dataset) -> NDArray[np.str_]:
+    """The target as one text label per record; whole numbers lose their '.0'.
+
+    Raises:
+        DataError: several target columns, or numbers that are not whole.
+    """
+    target = dataset.target
+    if target.ndim != 1:
+        raise DataError("{name} has {n} target columns; a class label needs one", "{name} 有 {n} 个目标列；类别标签只需要一个", name=dataset.name, n=target.shape[1])
+    if np.issubdtype(target.dtype, np.floating):
+        whole = target == np.round(target)
+        if not whole.all():
+            at = int(np.flatnonzero(~whole)[0])
+            raise DataError("{record}: the label is {value}, which is not a class (whole number or text)", "{record}：标签为 {value}，不是类别（应为整数或文本）",
+                            record=dataset.describe(at), value=float(target[at]), fix="--set task=vector-regression   for a real-valued target")
+        target = target.astype(np.int64)
+    return target.astype(np.str_)
+
+
+def keep_classes(dataset: Dataset, classes: list[str]) -> Dataset:
+    """Only the records with these labels. Raises DataError for a label that the data does not have."""
+    labels = labels_of(dataset)
+    known = sorted(set(labels.tolist()), key=natural)
+    for label in classes:
+        if label not in known:
+            hint, hint_zh = did_you_mean(label, known)
+            raise DataError("data.classes: {name} has no label '{label}'." + hint, "data.classes：{name} 没有标签 '{label}'。" + hint_zh, name=dataset.name, label=label)
+    return dataset.select(np.flatnonzero(np.isin(labels, classes)))
+
+
+def prepare(config: Data, *, classification: bool) -> Prepared:
+    """Reads, filters and divides the data.
+
+    Args:
+        classification: the target is a class label; splits then keep the class shares alike.
+
+    Raises:
+        DataError: everything that is wrong with the data, with names and counts.
+    """
+    dataset = open_source(config)
+    if len(dataset) == 0:
+        raise DataError("{name} has no records", "{name} 没有任何记录", name=dataset.name)
+    notes = list(dataset.notes)
+    if dataset.rejected:
+        # A damaged picture among thousands is everyday life; a hole in a table is a question to its owner.
+        policy = config.on_bad_record if config.on_bad_record != "auto" else ("skip" if dataset.kind == "image" else "stop")
+        first, count, total = dataset.rejected[0], len(dataset.rejected), len(dataset.rejected) + len(dataset)
+        facts = {"n": count, "total": total, "record": first["record"], "reason": first["reason"], "reason_zh": first.get("reason_zh", first["reason"])}
+        if policy == "stop":
+            raise DataError("{n} of {total} records cannot be used; the first: {record}: {reason}", "{total} 条记录中有 {n} 条无法使用；第一条：{record}：{reason_zh}",
+                            fix="groundup data check SPEC lists them; leave them out with --set data.on_bad_record=skip",
+                            fix_zh="用 groundup data check SPEC 查看；用 --set data.on_bad_record=skip 跳过它们", **facts)
+        notes.append(("{n} of {total} records cannot be used and are skipped; the first: {record}: {reason}".format(**facts),
+                      "{total} 条记录中有 {n} 条无法使用，已跳过；第一条：{record}：{reason_zh}".format(**facts)))
+    if config.classes is not None:
+        dataset = keep_classes(dataset, config.classes)
+    labels = labels_of(dataset) if classification else None
+    splits, remarks = make_splits(dataset, config.split, labels)
+    if config.train_samples is not None and config.train_samples < len(splits["train"]):
+        splits["train"] = _few(dataset, splits["train"], labels, config.train_samples, config.split.seed)
+    return Prepared(dataset, splits, notes + remarks, config)
+
+
+def _few(dataset: Dataset, index: NDArray[np.int64], labels: NDArray[Any] | None, count: int, seed: int) -> NDArray[np.int64]:
+    """A seeded choice of `count` records, the classes in turn."""
+    order = index[hashed_order([dataset.digests[i] for i in index], seed + 1)]
+    if labels is None:
+        return np.sort(order[:count])
+    rank: dict[str, int] = {}
+    keyed = []
+    for place, i in enumerate(order):
+        rank[labels[i]] = rank.get(labels[i], 0) + 1
+        keyed.append((rank[labels[i]], place))
+    return np.sort(order[[place for _, place in sorted(keyed)[:count]]])
+
+
+def absolute_source(config: Data) -> Data:
+    """The section with paths made absolute, so that a run can be resumed and evaluated from any folder."""
+
+    def fixed(spec: str) -> str:
+        base = re.sub(r"#\d+$", "", spec)
+        path = Path(base.rpartition(":")[0] if ".py:" in base else base).expanduser()
+        from groundup.core.registry import DATASETS
+
+        if spec.startswith("hub:") or base in DATASETS.names() or (not path.exists() and not any(c in base for c in "*?[")):
+            return spec
+        return str(path.resolve()) + spec[len(base.rpartition(":")[0] if ".py:" in base else base) :]
+
+    source = fixed(config.source) if isinstance(config.source, str) else [part.model_copy(update={"source": fixed(part.source)}) for part in config.source]
+    return config.model_copy(update={"source": source})

@@ -1,0 +1,142 @@
+"""From a data SPEC to a data set: built-in name, file, folder, glob, `hub:`, user code, `#500`, and mixtures."""
+
+from __future__ import annotations
+
+import glob
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from groundup.core import files
+from groundup.core.errors import DataError, did_you_mean
+from groundup.core.recipe import Data
+from groundup.core.registry import DATASETS
+from groundup.data.dataset import IMAGE_SUFFIXES, ArrayImages, Dataset, from_arrays
+from groundup.data.idx import find_idx, read_folder
+from groundup.data.image_folder import FILE_COLUMNS, read_image_folder
+from groundup.data.order import hashed_order
+from groundup.data.table import read_csv, read_npz, read_rows
+
+
+def open_source(config: Data) -> Dataset:
+    """The data set that `data.source` names.
+
+    Raises:
+        DataError: nothing is there, or it cannot be read.
+    """
+    if isinstance(config.source, str):
+        return _sampled(config.source, config)
+    parts = [(_sampled(part.source, config), part.weight) for part in config.source]
+    if not parts:
+        raise DataError("data.source is an empty list", "data.source 是空列表", fix="--set data.source=digits")
+    return _mixture(parts)
+
+
+def _sampled(spec: str, config: Data) -> Dataset:
+    match = re.fullmatch(r"(.+)#(\d+)", spec)
+    dataset = _open_one(match[1] if match else spec, config)
+    if match and (count := int(match[2])) < len(dataset):
+        if count == 0:
+            raise DataError("{spec} asks for no records", "{spec} 要求 0 条记录", spec=spec)
+        dataset = dataset.select(np.sort(hashed_order(dataset.digests, config.split.seed)[:count]))
+    return dataset
+
+
+def _open_one(spec: str, config: Data) -> Dataset:
+    if spec.startswith("hub:"):
+        from groundup.data.hub import read_hub
+
+        return read_hub(spec.removeprefix("hub:"), config.columns)
+    if ".py:" in spec:
+        return _from_user(spec)
+    path = Path(spec).expanduser()
+    if spec in DATASETS.names():  # a name wins over a folder of the same name: ./digits is still reached as ./digits
+        return DATASETS.get(spec).target()  # type: ignore[no-any-return]
+    try:
+        there = path.exists()
+    except OSError:
+        there = False
+    if there:
+        return _from_path(path, config)
+    matched = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))] if any(c in spec for c in "*?[") else []
+    if matched:
+        tables = [p for p in matched if p.suffix.lower() in (".csv", ".tsv", ".txt", ".npz")]
+        if len(tables) != len(matched):
+            raise DataError("{spec} matches {found}; a glob of CSV or npz files is expected", "{spec} 匹配到 {found}；通配符应匹配 CSV 或 npz 文件",
+                            spec=spec, found=matched[0].name, fix="name the folder of pictures itself", fix_zh="图片请直接给出文件夹")
+        return _mixture([(_from_path(p, config), 0.0) for p in tables])
+    hint, hint_zh = did_you_mean(spec, DATASETS.names())
+    raise DataError("no data '{spec}': not a built-in name, and no such file or folder." + hint,
+                    "没有数据 '{spec}'：既不是内置名称，也不是文件或文件夹。" + hint_zh, spec=spec, fix="groundup data show digits")
+
+
+def _from_path(path: Path, config: Data) -> Dataset:
+    if path.is_dir():
+        if find_idx(path):
+            return read_folder(path, path.name)
+        return read_image_folder(path, config)
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        return read_npz(path, config)
+    if suffix in (".csv", ".tsv", ".txt", ".data"):
+        header, rows = read_rows(path)
+        by_name = {h.lower(): i for i, h in enumerate(header)}
+        at = by_name.get(config.columns.image.lower()) if config.columns.image else next((by_name[c] for c in FILE_COLUMNS if c in by_name), None)
+        if at is not None and rows and Path(rows[0][1][at]).suffix.lower() in IMAGE_SUFFIXES:
+            return read_image_folder(path, config)
+        return read_csv(path, config)
+    raise DataError("{path}: files that end in '{suffix}' cannot be read; known: .csv, .tsv, .npz, folders of pictures, IDX folders",
+                    "{path}：无法读取 '{suffix}' 文件；可读：.csv、.tsv、.npz、图片文件夹、IDX 文件夹", path=path, suffix=suffix or path.name)
+
+
+def _from_user(spec: str) -> Dataset:
+    """`path/to/file.py:Name`: a function or class that gives a Dataset, a pair (inputs, targets), or a torch map-style data set of such pairs."""
+    entry = DATASETS.get(spec)
+    assert entry.file is not None
+    made: Any = entry.target()
+    if not isinstance(made, Dataset):
+        if not isinstance(made, tuple) and hasattr(made, "__getitem__") and hasattr(made, "__len__"):
+            pairs = [made[i] for i in range(len(made))]
+            made = (np.stack([np.asarray(x) for x, *_ in pairs]), np.asarray([np.asarray(y) for _, y, *_ in pairs])) if pairs else ()
+        if not (isinstance(made, tuple) and len(made) == 2):
+            raise DataError("{spec} gave {kind}; a groundup Dataset, a pair (inputs, targets) or a torch Dataset is expected",
+                            "{spec} 返回了 {kind}；应为 groundup 的 Dataset、(输入, 目标) 二元组或 torch 的 Dataset", spec=spec, kind=type(made).__name__)
+        made = from_arrays(entry.file.stem, np.asarray(made[0]), np.asarray(made[1]))
+    made.files[entry.file.name] = files.sha256(entry.file)
+    return made
+
+
+def _mixture(parts: list[tuple[Dataset, float]]) -> Dataset:
+    """Several sources as one. With weights, as many records as keep the proportions while no record is used twice; weight 0 takes all."""
+    sets = [p for p, _ in parts]
+    if len(sets) == 1:
+        return sets[0]
+    shapes = {(s.kind, s.input_shape, s.target.ndim) for s in sets}
+    if len(shapes) > 1:
+        listed = "; ".join(f"{s.name}: {s.kind} {s.input_shape}" for s in sets)
+        raise DataError("sources of different shape cannot be mixed ({listed})", "形状不同的数据源不能混合（{listed}）", listed=listed,
+                        fix="--set data.image.size=N --set data.image.channels=1")
+    if all(w > 0 for _, w in parts):
+        total = min(len(s) / w for s, w in parts)
+        sets = [s.select(np.sort(hashed_order(s.digests, 0)[: max(1, round(total * w))])) for s, w in parts]
+    starts = np.cumsum([0, *(len(s) for s in sets)])
+
+    def describe(i: int) -> str:
+        part = int(np.searchsorted(starts, i, side="right")) - 1
+        return sets[part].describe(i - int(starts[part]))
+
+    given = {split: np.concatenate([s.given.get(split, np.zeros(0, np.int64)) + starts[i] for i, s in enumerate(sets)])
+             for split in {k for s in sets for k in s.given}}
+    images = sets[0].kind == "image"
+    if images:  # mixtures of streamed folders are read into memory: they are small compared to one streamed set
+        arrays = [s.inputs.load().array if s.inputs.streamed else s.inputs.array for s in sets]
+        inputs: Any = ArrayImages(np.concatenate(arrays))
+    else:
+        inputs = np.concatenate([s.inputs for s in sets])
+    return Dataset(
+        "+".join(s.name for s in sets), sets[0].kind, inputs, np.concatenate([s.target for s in sets]), [d for s in sets for d in s.digests],
+        describe, given, None, sets[0].feature_names, sets[0].target_names, {k: v for s in sets for k, v in s.files.items()},
+        [r for s in sets for r in s.rejected], [n for s in sets for n in s.notes],
+    )

@@ -1,0 +1,5 @@
+import sys
+
+from groundup.env.cli import main
+
+sys.exit(main())

@@ -1,0 +1,93 @@
+"""What a model of ours offers beyond `forward`: its features and head apart, so that tuning works on every one of them alike.
+
+A plain `torch.nn.Module` of a user needs none of this to be trained; `freeze`, `head` and new labels need `reset_head` and `layer_groups`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from groundup.core.errors import ModelError
+from groundup.core.registry import MODELS
+
+
+class Model(nn.Module, ABC):
+    """A model built for an input shape and a number of outputs.
+
+    Args:
+        input_shape: of one sample, as (channels, height, width) or (features,).
+        num_outputs: classes, or target values.
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], num_outputs: int) -> None:
+        super().__init__()
+        self.input_shape, self.num_outputs = tuple(input_shape), num_outputs
+
+    @abstractmethod
+    def features(self, x: Tensor) -> Tensor:
+        """Inputs [B, *input_shape] -> features [B, width]."""
+
+    @abstractmethod
+    def head(self, h: Tensor) -> Tensor:
+        """Features [B, width] -> outputs [B, num_outputs]."""
+
+    @abstractmethod
+    def reset_head(self, num_outputs: int) -> None:
+        """Puts a freshly initialised last layer for another number of outputs."""
+
+    @abstractmethod
+    def layer_groups(self) -> dict[str, list[nn.Module]]:
+        """Layers from the input to the head, by name; the last group is the head. Every parameter is in exactly one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+    def example_input(self, batch_size: int = 2) -> Tensor:
+        """Zeros of the right shape, on the model's device."""
+        return torch.zeros(batch_size, *self.input_shape, device=next(self.parameters()).device)
+
+
+def check_images(name: str, input_shape: tuple[int, ...], smallest: int) -> tuple[int, int, int]:
+    """(channels, height, width), or a ModelError that says what the model needs."""
+    if len(input_shape) != 3:
+        raise ModelError("model '{name}' takes pictures [channels, height, width]; the data is {shape}", "模型 '{name}' 的输入是图片 [通道, 高, 宽]；数据形状是 {shape}",
+                         name=name, shape=list(input_shape), fix="--set model.name=fcnn")
+    channels, height, width = input_shape
+    if min(height, width) < smallest:
+        raise ModelError("model '{name}' needs pictures of at least {n}x{n} pixels; these are {h}x{w}", "模型 '{name}' 至少需要 {n}x{n} 像素的图片；现在是 {h}x{w}",
+                         name=name, n=smallest, h=height, w=width, fix="--set data.image.size={n}")
+    return channels, height, width
+
+
+def build_model(name: str, arguments: dict[str, Any], input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+    """Builds a registered model or a user's `path/to/file.py:Name`; the latter gets `input_shape` and `num_outputs` where it asks for them.
+
+    Raises:
+        ModelError: unknown name, or the constructor refused.
+        RecipeError: an argument that the model does not have.
+    """
+    entry = MODELS.get(name)
+    arguments = MODELS.build_arguments(entry, arguments, "model")
+    import inspect
+
+    parameters = inspect.signature(entry.target).parameters
+    facts = {k: v for k, v in {"input_shape": input_shape, "num_outputs": num_outputs}.items() if k in parameters}
+    try:
+        model = entry.target(**facts, **arguments)
+    except ModelError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModelError("model '{name}' could not be built with {arguments}: {cause}", "模型 '{name}' 无法用 {arguments} 构建：{cause}",
+                         name=name, arguments=arguments or "no arguments", cause=f"{type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError("'{name}' gave {kind}; a torch.nn.Module is expected", "'{name}' 返回了 {kind}；应为 torch.nn.Module", name=name, kind=type(model).__name__)
+    return model
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(all, trainable)."""
+    return sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters() if p.requires_grad)
