@@ -687,8 +687,9 @@ def captured(command):
         end(child)
         raise
     finally:
-        reader.join()
-        child.stdout.close()
+        reader.join(5)  # a grandchild that outlives the command would hold the pipe open
+        if not reader.is_alive():
+            child.stdout.close()
         if on_terminal and last:
             print("\r\x1b[K", end="", flush=True)
 
@@ -778,9 +779,10 @@ def known_cause(status, output):
             "the server's certificate is not trusted, as happens behind a company proxy. Set PIP_CERT to your company's certificate file.",
             "服务器证书不受信任，常见于公司代理之后。请把 PIP_CERT 设为公司的证书文件。",
         )
-    if has(*NETWORK_SIGNS):
+    # Told not to retry, pip is silent about servers that do not answer: it just knows no version at all.
+    if has("(from versions: none)", *NETWORK_SIGNS):
         return say(
-            "the network: a server that pip needs does not answer. Behind a proxy set HTTPS_PROXY; "
+            "the network: pip got no answer from a server that it needs. Behind a proxy set HTTPS_PROXY; "
             "where the servers are slow or blocked use a mirror: "
             "PIP_INDEX_URL for packages, GROUNDUP_TORCH_INDEX for PyTorch's own wheels. Running start.py again continues.",
             "网络问题：pip 所需的服务器没有应答。使用代理时请设置 HTTPS_PROXY；访问缓慢或受限时请使用镜像："

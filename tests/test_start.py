@@ -197,7 +197,8 @@ def test_refused_machine_ends_with_2_and_changes_nothing(start, monkeypatch, cap
             "disk is full",
             "磁盘已满",
         ),
-        ("ERROR: No matching distribution found for torch==2.13.0", HERE, HERE),
+        ("ERROR: Could not find a version that satisfies the requirement torch==2.13.0 (from versions: none)", "network", "网络"),
+        ("ERROR: Could not find a version that satisfies the requirement torch==2.13.0 (from versions: 2.9.0)", HERE, HERE),
         ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE", "damaged", "损坏"),
     ],
 )
@@ -413,14 +414,15 @@ def test_index_that_is_away_costs_no_retries(start, monkeypatch, capsys):
 def test_step_shows_command_and_duration(start, capsys):
     assert start.step("Saying hello", [sys.executable, "-c", "print('hello')"]) == "hello"
     out = capsys.readouterr().out
-    assert "Saying hello" in out and "$ " in out and "done in" in out and "hello')\n  done" in out.replace('"', "'")
+    assert "Saying hello" in out and "$ " in out and "done in" in out
+    assert "\nhello" not in out  # the output of a step that went well is not shown
 
 
 def test_failing_step_names_cause_and_command(start):
     code = "import sys; print('Collecting torch'); print('ERROR: [Errno 28] No space left on device', file=sys.stderr); sys.exit(3)"
     english, chinese = in_both(start, lambda: start.step("title", [sys.executable, "-c", code]))
     for said in (english, chinese):
-        assert "No space left on device" in said and "Collecting" not in said
+        assert "\n    ERROR: [Errno 28] No space left on device\n" in said and "\n    Collecting" not in said
         assert said.splitlines()[-1].endswith(start.join([code])) and start.join([start.ROOT]) in said
     assert "status 3" in english and "disk is full" in english and "磁盘已满" in chinese
 

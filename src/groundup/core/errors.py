@@ -33,7 +33,7 @@ class GroundupError(Exception):
 
     exit_status = 1
 
-    def __init__(self, en: str, zh: str, *, fix: str | None = None, fix_zh: str | None = None, **values: Any) -> None:
+    def __init__(self, en: str, zh: str, /, *, fix: str | None = None, fix_zh: str | None = None, **values: Any) -> None:
         self.en, self.zh, self.values = fill(en, values), fill(zh, values), values
         self.fix_en = fill(fix, values) if fix else None
         self.fix_zh = fill(fix_zh, values) if fix_zh else self.fix_en
@@ -95,7 +95,7 @@ class GateError(GroundupError):
 class Stopped(GroundupError):
     """Ctrl-C (130) or SIGTERM (143), raised at a step boundary after the checkpoint was written."""
 
-    def __init__(self, en: str, zh: str, *, exit_status: int, **values: Any) -> None:
+    def __init__(self, en: str, zh: str, /, *, exit_status: int, **values: Any) -> None:
         super().__init__(en, zh, **values)
         self.exit_status = exit_status
 

@@ -34,6 +34,6 @@ def fill(template: str, values: dict[str, Any]) -> str:
     return template.format(**values) if values else template
 
 
-def say(en: str, zh: str, **values: Any) -> str:
+def say(en: str, zh: str, /, **values: Any) -> str:
     """The text in the user's language, with `{names}` filled from `values`."""
     return fill(zh if language() == "zh" else en, values)

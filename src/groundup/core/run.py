@@ -220,12 +220,13 @@ class RunFolder:
     def write_decisions(self) -> None:
         files.write_json(self.path / "decisions.json", self.decisions)
 
-    def supersede(self, step: int, attempt: int) -> int:
-        """Marks metric rows after `step` as superseded: they are done again. Returns how many."""
+    def supersede(self, step: int, evaluated_at: int, attempt: int) -> int:
+        """Marks metric rows after `step`, and evaluations after `evaluated_at`, as superseded: they are done again. Returns how many."""
         rows = read_rows(self.path / "metrics.jsonl")
         marked = 0
         for row in rows:
-            if row.get("step", 0) > step and not row.get("superseded"):
+            again = row.get("step", 0) > (evaluated_at if row.get("kind") == "evaluate" else step)
+            if again and not row.get("superseded"):
                 row["superseded"] = attempt
                 marked += 1
         if marked:

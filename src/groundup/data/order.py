@@ -59,7 +59,7 @@ class CounterRandom:
 def permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order of n records in an epoch: int64 [n]."""
     index = torch.arange(n)
-    keys = _mix(_mix(_mix(torch.full_like(index, _signed(seed * 2 + 1))) + epoch * _GAMMA) + index)
+    keys = _mix(_mix(_mix(torch.full_like(index, _signed(seed * 2 + 1))) + _signed(epoch * _GAMMA)) + index)
     order: NDArray[np.int64] = torch.argsort(keys, stable=True).numpy()
     return order
 

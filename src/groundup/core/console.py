@@ -1,0 +1,94 @@
+"""What a person sees: everything goes to standard error when the answer is JSON, else to standard output.
+
+Colours and moving lines only on a terminal or in a notebook; elsewhere plain lines, without cursor codes.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+_console: Console | None = None
+_to_stderr = False
+_quiet = False
+
+
+def configure(*, to_stderr: bool = False, quiet: bool = False) -> None:
+    """Where sentences go in this process: to stderr for `--json`; nowhere when quiet."""
+    global _console, _to_stderr, _quiet
+    _to_stderr, _quiet, _console = to_stderr, quiet, None
+
+
+def out() -> Console:
+    """The console in force."""
+    global _console
+    if _console is None or _console.file.closed:
+        plain = not sys.stdout.isatty() and not _to_stderr
+        _console = Console(stderr=_to_stderr, highlight=False, soft_wrap=True, quiet=_quiet, width=100 if plain else None)
+    return _console
+
+
+def line(text: str = "", style: str | None = None) -> None:
+    """One line as it is (no markup is read from it)."""
+    out().print(escape(text), style=style)
+
+
+def heading(text: str) -> None:
+    line()
+    line(text, style="bold")
+
+
+def command(text: str) -> None:
+    """A command that a person may type."""
+    line(f"  $ {text}", style="cyan")
+
+
+def table(columns: list[str], rows: list[list[Any]], *, right: tuple[int, ...] = ()) -> None:
+    """A table that fits the terminal; columns in `right` are aligned right."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for i, name in enumerate(columns):
+        made.add_column(escape(name), justify="right" if i in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(escape(str(cell)) for cell in row))
+    out().print(made, soft_wrap=False)
+
+
+class Progress:
+    """A bar that moves on a terminal; elsewhere a plain line at most every ten seconds, and lines for what matters."""
+
+    def __init__(self, title: str, total: int, completed: int = 0) -> None:
+        self.title, self.total = title, total
+        self._bar: Any = None
+        self._last = time.monotonic()
+        terminal = out().is_terminal or out().is_jupyter
+        if terminal and not _quiet:
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(TextColumn("{task.description}"), BarColumn(bar_width=12), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
+                            console=out(), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(title, total=total, completed=completed, text="")
+
+    def update(self, completed: int, text: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=completed, text=text)
+        elif time.monotonic() - self._last >= 10:
+            self._last = time.monotonic()
+            line(f"{self.title} {completed}/{self.total}  {text}")
+
+    def line(self, text: str, *, important: bool = False) -> None:
+        if self._bar is not None:
+            self._bar.console.print(escape(text), style="yellow" if important else None)
+        else:
+            line(text, style="yellow" if important else None)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,1 @@
+"""Runs a task over a split, streamed; intervals, before and after, the report."""

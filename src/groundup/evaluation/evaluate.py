@@ -1,0 +1,61 @@
+"""A task over a split: whole batches, metrics streamed, nothing kept of the records."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from groundup.data.streaming import StreamedImages
+from groundup.metrics import MetricSet
+from groundup.tasks.base import Batch, Encoded, Task
+
+
+def in_order(task: Task, encoded: Encoded, batch_size: int, device: torch.device) -> Iterator[Batch]:
+    """Every record once, in order, not augmented: for evaluation."""
+    cuts = [np.arange(s, min(s + batch_size, len(encoded))) for s in range(0, len(encoded), batch_size)]
+    if isinstance(encoded.inputs, StreamedImages):
+        nothing: Any = np.zeros(0, dtype=np.int64)
+        encoded.inputs.follow(lambda k: cuts[k] if k < len(cuts) else nothing, 0)
+    for cut in cuts:
+        yield task.batch(encoded, torch.from_numpy(cut).to(device), training=False, rng=None)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's own mode is put back (frozen parts stay in evaluation mode)."""
+    modes = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def evaluate(task: Task, model: nn.Module, encoded: Encoded, device: torch.device, *, batch_size: int = 1024, intervals: bool = True,
+             stop: Callable[[], bool] = lambda: False) -> MetricSet | None:
+    """The metrics of a split, or None where `stop` asked to leave in the middle.
+
+    Args:
+        batch_size: records of one forward pass; the values do not depend on it beyond rounding.
+        intervals: also gather what confidence intervals need.
+    """
+    metrics = task.metrics()
+    metrics.resampling = intervals
+    with evaluating(model):
+        for batch in in_order(task, encoded, batch_size, device):
+            if stop():
+                return None
+            task.score(model, batch, metrics)
+    return metrics
+
+
+def summary(metrics: MetricSet) -> dict[str, Any]:
+    """Values, 95 % intervals and tables, JSON-able."""
+    return {"metrics": metrics.compute(), "intervals": {k: list(v) for k, v in metrics.intervals().items()}, **metrics.details()}

@@ -1,0 +1,315 @@
+"""What the command line shows: lists, cards, data, runs. Each verb has a function that gives JSON-able facts and one that prints them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from groundup.core import console, files, units
+from groundup.core.errors import RunError
+from groundup.core.messages import language, say
+from groundup.core.recipe import Recipe, build, differences, load, override, shipped
+from groundup.core.registry import MODELS, TASKS
+from groundup.core.run import RunFolder, find_runs, read_rows, resolve_run, yaml_block
+
+
+def local(facts: dict[str, Any], key: str) -> str:
+    """A text that is stored in both languages, in the user's."""
+    return str(facts.get(f"{key}_zh" if language() == "zh" else key) or facts.get(key) or "")
+
+
+def number(value: Any) -> str:
+    """A metric for a table: four digits; '-' for nothing."""
+    if value is None or value != value:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) and abs(value) < 1e4 else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def interval(pair: Any) -> str:
+    return f"{number(pair[0])} .. {number(pair[1])}" if pair else ""
+
+
+# -- cards ---------------------------------------------------------------------------------------------------------------------
+def cards(kind: str, name: str | None) -> dict[str, Any]:
+    registry = {"models": MODELS, "tasks": TASKS}[kind]
+    if name is not None:
+        return registry.get(name).describe()
+    return {kind: [entry.describe() for entry in registry.entries()]}
+
+
+def print_cards(facts: dict[str, Any]) -> None:
+    if "name" in facts:
+        console.heading(facts["name"])
+        console.line(local(facts, "summary"))
+        for key, label in (("source", say("source", "出处")), ("shapes", say("shapes", "形状")), ("limits", say("limits", "限制")), ("licence", say("licence", "许可"))):
+            if facts.get(key):
+                console.line(f"{label}: {facts[key]}")
+        if facts["arguments"]:
+            console.line(say("arguments and defaults:", "参数与默认值："))
+            console.line("  " + yaml_block(_plain(facts["arguments"])).replace("\n", "\n  "))
+        return
+    kind, entries = next(iter(facts.items()))
+    console.table([say("name", "名称"), say("what it is", "说明")], [[e["name"], local(e, "summary")] for e in entries])
+    console.line(say("groundup {kind} NAME shows the card; your own joins as path/to/file.py:Name", "groundup {kind} 名称 可查看卡片；自己的写作 path/to/file.py:名字", kind=kind))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def recipes(name: str | None, schema: bool) -> dict[str, Any]:
+    if schema:
+        return Recipe.model_json_schema()
+    if name is not None:
+        return {"recipe": load(name).model_dump(mode="json"), "file": shipped()[name].read_text(encoding="utf-8") if name in shipped() else ""}
+    found = []
+    for key in shipped():
+        recipe = load(key)
+        found.append({"name": key, "task": recipe.task.name, "model": recipe.model.name, "data": recipe.data.source, **recipe.card.model_dump()})
+    return {"recipes": found}
+
+
+
+def print_recipes(facts: dict[str, Any]) -> None:
+    if "recipe" in facts:
+        console.line(facts["file"].rstrip() or yaml_block(facts["recipe"]))
+        return
+    console.table([say("name", "名称"), say("what it does", "说明"), say("measured", "实测")], [[r["name"], local(r, "summary"), r["result"]] for r in facts["recipes"]])
+    console.command("groundup train digits-cnn")
+
+
+# -- data ----------------------------------------------------------------------------------------------------------------------
+def _prepared(spec: str, overrides: dict[str, Any]) -> tuple[Any, bool]:
+    """The data as training would see it; and whether its target is a class label (decided by the target where no task says it)."""
+    import numpy as np
+
+    from groundup.data.prepare import prepare
+    from groundup.data.sources import open_source
+
+    tree = {"name": "data", "task": "-", "model": "-", "data": {"source": spec}}
+    config = build(override(tree, overrides), "--set", overridden=overrides).data
+    dataset = open_source(config)
+    target = dataset.target
+    classification = target.ndim == 1
+    if classification and dataset.kind == "vector" and len(target):
+        try:
+            values = target.astype(np.float64)
+            classification = bool((values == values.round()).all()) and len(set(values.tolist())) <= max(20, len(values) // 10)
+        except ValueError:
+            classification = True
+    return prepare(config.model_copy(update={"on_bad_record": "skip"}), classification=classification), classification
+
+
+def data_show(spec: str, overrides: dict[str, Any], grid: Path | None) -> dict[str, Any]:
+    from groundup.data import statistics
+
+    prepared, classification = _prepared(spec, overrides)
+    facts = statistics.describe(prepared, classification=classification)
+    if grid is not None:
+        grid.parent.mkdir(parents=True, exist_ok=True)
+        statistics.sample_grid(prepared, grid)
+        facts["grid"] = str(grid)
+    return facts
+
+
+def print_data(facts: dict[str, Any]) -> None:
+    shape = " x ".join(str(n) for n in facts["input_shape"])
+    console.heading(say("{name}: {n:,} records, {kind} {shape}", "{name}：{n:,} 条记录，{kind} {shape}", name=facts["name"], n=facts["records"],
+                        kind=say(facts["kind"], {"image": "图片", "vector": "向量"}[facts["kind"]]), shape=shape))
+    splits = list(facts["splits"])
+    if "classes" in facts:
+        rows = [[c, *(f"{n.get(s, 0):,}" for s in splits)] for c, n in list(facts["classes"].items())[:50]]
+        rows.append([say("all", "合计"), *(f"{facts['splits'][s]:,}" for s in splits)])
+        console.table([say("class", "类别"), *splits], rows, right=tuple(range(1, len(splits) + 1)))
+        if len(facts["classes"]) > 50:
+            console.line(say("... and {n} more classes", "……另有 {n} 个类别", n=len(facts["classes"]) - 50))
+    else:
+        console.table([say("split", "划分"), say("records", "记录数")], [[s, f"{n:,}"] for s, n in facts["splits"].items()], right=(1,))
+        t = facts["target"]
+        console.line(say("target: {min:.4g} .. {max:.4g}, mean {mean:.4g}, std {std:.4g}", "目标值：{min:.4g} .. {max:.4g}，均值 {mean:.4g}，标准差 {std:.4g}", **t))
+    if "pixels" in facts:
+        console.line(say("pixels (0..1): mean {mean}, std {std}", "像素（0..1）：均值 {mean}，标准差 {std}", **facts["pixels"]))
+    if "features" in facts:
+        console.table([say("feature", "特征"), "min", "mean", "std", "max"], [[n, *(f"{v:.4g}" for v in (f["min"], f["mean"], f["std"], f["max"]))] for n, f in list(facts["features"].items())[:40]], right=(1, 2, 3, 4))
+    for note in facts["notes_zh" if language() == "zh" else "notes"]:
+        console.line(f"- {note}")
+    if facts.get("grid"):
+        console.line(say("sample grid: {grid}", "样本网格图：{grid}", grid=facts["grid"]))
+
+
+def data_check(spec: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    from groundup.data import statistics
+
+    prepared, classification = _prepared(spec, overrides)
+    if prepared.dataset.kind == "vector" and prepared.config.on_bad_record == "skip" and overrides.get("data.on_bad_record") != "skip":
+        prepared.config = prepared.config.model_copy(update={"on_bad_record": "stop"})  # what training would do
+    return {"name": prepared.dataset.name, "records": len(prepared.dataset), "problems": statistics.problems(prepared, classification=classification)}
+
+
+def print_check(facts: dict[str, Any]) -> None:
+    if not facts["problems"]:
+        console.line(say("{name}: {records:,} records, nothing to remark", "{name}：{records:,} 条记录，没有发现问题", **facts))
+    for problem in facts["problems"]:
+        style = {"error": "red", "warning": "yellow"}.get(problem["severity"])
+        console.line(f"{say(problem['severity'], {'error': '错误', 'warning': '警告', 'info': '提示'}[problem['severity']])}: {local(problem, 'message')}", style=style)
+        for record in problem["records"][:10]:
+            console.line(f"    {record}")
+        if len(problem["records"]) > 10:
+            console.line(say("    ... and {n} more (--json lists all)", "    ……另有 {n} 条（--json 可列出全部）", n=len(problem["records"]) - 10))
+
+
+# -- training and its results --------------------------------------------------------------------------------------------------
+def print_plan(facts: dict[str, Any]) -> None:
+    console.line(yaml_block(facts["recipe"]))
+    console.line()
+    print_decisions(facts["decisions"])
+    console.line(say("{steps:,} steps of about {ms:.1f} ms (forward and backward); {n:,} parameters, {t:,} trained", "{steps:,} 步，每步约 {ms:.1f} 毫秒（前向与反向）；{n:,} 个参数，训练 {t:,} 个",
+                     steps=facts["steps"], ms=1e3 * facts["step_seconds"], n=facts["parameters"]["all"], t=facts["parameters"]["trainable"]))
+
+
+def print_decisions(decisions: dict[str, Any]) -> None:
+    rows = [[key, files.human_bytes(d["value"]) if key == "memory" else f"{d['value']:.4f}" if isinstance(d["value"], float) else str(d["value"])[:40], local(d, "reason")]
+            for key, d in decisions.items()]
+    console.table([say("choice", "自动选择"), say("value", "取值"), say("reason", "理由")], rows)
+
+
+def print_run(run: Any) -> None:
+    result = run.result
+    print_scores(result)
+    print_before_after(result)
+    console.line()
+    console.line(say("{steps:,} steps in {train}, {total} in all; weights of step {best}", "{steps:,} 步用时 {train}，总共 {total}；采用第 {best} 步的权重", steps=result["steps"],
+                     train=units.human_seconds(result["seconds"]["train"]), total=units.human_seconds(result["seconds"]["total"]), best=result["best_step"]))
+    console.line(say("model: {model}", "模型：{model}", model=result["model"]))
+    console.line(say("report: {report}", "报告：{report}", report=str(run.path / "report.html")))
+
+
+def print_scores(result: dict[str, Any]) -> None:
+    console.heading(say("{split} split", "{split} 集", split=result["split"]))
+    console.table([say("metric", "指标"), say("value", "值"), say("95 % interval", "95 % 区间")],
+                  [[k, number(v), interval(result["intervals"].get(k))] for k, v in result["metrics"].items()], right=(1,))
+
+
+def print_before_after(result: dict[str, Any]) -> None:
+    if not result.get("before_after"):
+        return
+    console.heading(say("before and after tuning", "微调前后"))
+    rows = [[local(r, "what"), r["metric"], number(r["before"]), number(r["after"]), interval(r["after_interval"]), local(r, "note")] for r in result["before_after"]["rows"]]
+    console.table([say("data", "数据"), say("metric", "指标"), say("before", "之前"), say("after", "之后"), say("95 % interval", "95 % 区间"), ""], rows, right=(2, 3))
+
+
+def print_evaluation(result: dict[str, Any]) -> None:
+    console.line(say("{data}, {n:,} records", "{data}，{n:,} 条记录", data=result["data"], n=result["records"]))
+    print_scores(result)
+    if result.get("per_class"):
+        rows = [[c, *(number(v[k]) for k in ("precision", "recall", "f1")), f"{v['support']:,}"] for c, v in list(result["per_class"].items())[:50]]
+        console.line()
+        console.table([say("class", "类别"), "precision", "recall", "f1", say("records", "记录数")], rows, right=(1, 2, 3, 4))
+    confusion = result.get("confusion")
+    if confusion and len(confusion["classes"]) <= 12:
+        console.line()
+        console.table([say("true \\ predicted", "真实 \\ 预测"), *confusion["classes"]], [[c, *row] for c, row in zip(confusion["classes"], confusion["matrix"])],
+                      right=tuple(range(1, len(confusion["classes"]) + 1)))
+    if result.get("report"):
+        console.line(say("report: {report}", "报告：{report}", report=result["report"]))
+
+
+def print_predictions(facts: dict[str, Any]) -> None:
+    for answer in facts["predictions"]:
+        if "top" in answer:
+            others = ", ".join(f"{t['label']} {t['probability']:.1%}" for t in answer["top"][1:3])
+            console.line(f"{answer['input']}: {answer['label']}  {answer['probability']:.1%}" + (f"  ({others})" if others else ""))
+        elif "labels" in answer:
+            console.line(f"{answer['input']}: {', '.join(answer['labels']) or '-'}")
+        else:
+            values = {"": answer["value"]} if "value" in answer else answer["values"] if "values" in answer else {k: v for k, v in answer.items() if k != "input"}
+            console.line(f"{answer['input']}: " + ", ".join(f"{k} {number(v)}".strip() for k, v in values.items()))
+
+
+# -- runs ----------------------------------------------------------------------------------------------------------------------
+def _brief(run: RunFolder) -> dict[str, Any]:
+    recipe, result = run.recipe(), run.result()
+    rows = run.metric_rows()
+    steps = result["steps"] if result else max((r["step"] for r in rows), default=0)
+    return {"run": run.path.name, "path": str(run.path), "recipe": recipe.name, "state": "finished" if result else "unfinished", "steps": steps,
+            "metric": result["metric"] if result else None, "value": result["metrics"][result["metric"]] if result else None}
+
+
+def runs_list(root: Path) -> dict[str, Any]:
+    return {"runs": [_brief(run) for run in find_runs(root)]}
+
+
+def print_runs(facts: dict[str, Any]) -> None:
+    if not facts["runs"]:
+        console.line(say("no runs here yet", "这里还没有训练"))
+        console.command("groundup train digits-cnn")
+        return
+    states = {"finished": say("finished", "已完成"), "unfinished": say("unfinished", "未完成")}
+    console.table([say("run", "运行"), say("state", "状态"), say("steps", "步数"), say("result", "结果")],
+                  [[r["run"], states[r["state"]], f"{r['steps']:,}", f"{r['metric']} {number(r['value'])}" if r["metric"] else ""] for r in facts["runs"]], right=(2,))
+
+
+def runs_show(text: str) -> dict[str, Any]:
+    from groundup.training.checkpoint import Checkpoints
+
+    run = resolve_run(text)
+    events = [e for e in read_rows(run.path / "events.jsonl") if e.get("event") != "checkpoint"]
+    return {**_brief(run), "result": run.result(), "decisions": run.decisions, "checkpoints": Checkpoints(run.checkpoints, {}).steps(), "events": events,
+            "command": (run.path / "command.txt").read_text(encoding="utf-8").strip() if (run.path / "command.txt").is_file() else None}
+
+
+def print_run_details(facts: dict[str, Any]) -> None:
+    console.heading(f"{facts['run']}  ({say(facts['state'], {'finished': '已完成', 'unfinished': '未完成'}[facts['state']])}, {facts['steps']:,} {say('steps', '步')})")
+    if facts["command"]:
+        console.command(facts["command"])
+    if facts["result"]:
+        print_scores(facts["result"])
+        print_before_after(facts["result"])
+    console.heading(say("automatic choices", "自动选择"))
+    print_decisions(facts["decisions"])
+    console.line()
+    console.line(say("checkpoints: {steps}", "检查点：{steps}", steps=", ".join(f"step-{s:06d}" for s in facts["checkpoints"]) or "-"))
+    for event in facts["events"]:
+        console.line(f"  {event['event']}: " + ", ".join(f"{k} {v}" for k, v in event.items() if k not in ("event", "time")))
+    if facts["state"] == "unfinished":
+        console.command(f"groundup train --resume --out {facts['path']}")
+
+
+def runs_compare(texts: list[str]) -> dict[str, Any]:
+    if len(texts) < 2:
+        raise RunError("comparing needs two runs or more; {n} was given", "比较至少需要两个运行；只给了 {n} 个", n=len(texts), fix="groundup runs compare RUN RUN")
+    found = [resolve_run(t) for t in texts]
+    first = found[0].recipe()
+    changed = sorted({k for run in found[1:] for k in differences(first, run.recipe())})
+    flat = [run.recipe().flat() for run in found]
+    results = [run.result() for run in found]
+    metrics = list(dict.fromkeys(m for r in results if r for m in r["metrics"]))
+    prints = [files.read_json(run.path / "data.json")["fingerprint"] if (run.path / "data.json").is_file() else None for run in found]
+    return {"runs": [str(run.path) for run in found], "recipe": {k: [f.get(k) for f in flat] for k in changed}, "same_data": len(set(prints)) == 1,
+            "metrics": {m: [r["metrics"].get(m) if r else None for r in results] for m in metrics},
+            "intervals": {m: [r["intervals"].get(m) if r else None for r in results] for m in metrics}}
+
+
+def print_comparison(facts: dict[str, Any]) -> None:
+    names = [Path(r).name for r in facts["runs"]]
+    letters = [chr(65 + i) for i in range(len(names))]
+    for letter, name in zip(letters, names):
+        console.line(f"{letter}  {name}")
+    if facts["recipe"]:
+        console.heading(say("recipe: only what differs", "recipe：只列出差异"))
+        console.table([say("key", "键"), *letters], [[k, *("-" if v is None else v for v in values)] for k, values in facts["recipe"].items()])
+    console.heading(say("results", "结果"))
+    console.table([say("metric", "指标"), *letters], [[m, *(f"{number(v)}  ({interval(i)})" if i else number(v) for v, i in zip(values, facts["intervals"][m]))]
+                                                    for m, values in facts["metrics"].items()])
+    console.line(say("the runs read the same data", "这些运行读取的是同样的数据") if facts["same_data"] else
+                 say("! the runs read different data: their results do not compare directly", "! 这些运行的数据不同：结果不能直接比较"), style=None if facts["same_data"] else "yellow")
+
+
+def print_verification(facts: dict[str, Any]) -> None:
+    for check in facts["checks"]:
+        good = check["problem"] is None
+        console.line(f"{'ok ' if good else 'BAD'} {check['what']}" + ("" if good else f": {check['problem']}"), style=None if good else "red")
+    if not facts["checks"]:
+        console.line(say("nothing to verify: no checkpoint and no model yet", "没有可校验的内容：还没有检查点和模型"))

@@ -1,0 +1,7 @@
+"""Streamed metrics and confidence intervals: memory does not grow with the split."""
+
+from groundup.metrics.classification import ClassificationMetrics, MultiLabelMetrics
+from groundup.metrics.regression import RegressionMetrics
+from groundup.metrics.streamed import MetricSet
+
+__all__ = ["ClassificationMetrics", "MetricSet", "MultiLabelMetrics", "RegressionMetrics"]

@@ -1,0 +1,180 @@
+"""The model folder: a self-sufficient model. Weights, config, task card, preprocessing, reference outputs, model card, user code.
+
+    model.safetensors   config.json   groundup.json   preprocessor.json   reference.json   README.md   code/   manifest.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import groundup
+from groundup.core import files
+from groundup.core.errors import ModelError
+from groundup.core.recipe import Recipe
+from groundup.core.registry import MODELS, TASKS
+from groundup.data.order import CounterRandom
+from groundup.evaluation.evaluate import evaluating
+from groundup.models.base import build_model
+from groundup.tasks.base import Task
+from groundup.training.checkpoint import commit, damage, load_weights, unique_tensors, write_manifest
+
+
+@dataclass
+class Loaded:
+    """A model with its task, ready to answer."""
+
+    model: nn.Module
+    task: Task
+    card: dict[str, Any]
+    path: Path
+
+    @property
+    def sha256(self) -> str:
+        return files.sha256(self.path / "model.safetensors")
+
+    def predict(self, raw: Any) -> dict[str, Any]:
+        """The answer to one raw input: a picture's path, or a row of numbers."""
+        with evaluating(self.model):
+            return self.task.answer(self.model, raw)
+
+
+def build_task(name: str, arguments: dict[str, Any]) -> Task:
+    """A registered task, or a user's `path/to/file.py:Name`."""
+    entry = TASKS.get(name)
+    task: Task = entry.target(**TASKS.build_arguments(entry, arguments, "task"))
+    return task
+
+
+def reference_inputs(input_shape: tuple[int, ...], count: int = 4) -> Tensor:
+    """Fixed inputs after preprocessing, float32 [count, *input_shape] in [-1, 1): made, not stored, so that pictures of any size fit."""
+    width = int(torch.tensor(input_shape).prod())
+    index = torch.arange(count)
+    return CounterRandom(0, torch.zeros_like(index), index).uniform("reference", width).reshape(count, *input_shape) * 2 - 1
+
+
+def save(path: Path, *, model: nn.Module, weights: dict[str, Tensor], task: Task, recipe: Recipe, facts: dict[str, Any], readme: str) -> None:
+    """Writes a model folder, whole or not at all.
+
+    Args:
+        weights: what to store (they may be averaged ones); the model is left with them loaded.
+        facts: for groundup.json (metrics, data, parent).
+
+    Raises:
+        OSError: it could not be written.
+    """
+    temporary = files.temporary_sibling(path)
+    try:
+        temporary.mkdir(parents=True)
+        load_weights(model, unique_tensors(weights))
+        save_file(unique_tensors(model.state_dict()), temporary / "model.safetensors")
+        state = task.state()
+        arguments = recipe.model.arguments
+        config = {"architecture": recipe.model.name, "arguments": arguments, "input_shape": list(task.input_shape), "num_outputs": task.num_outputs}
+        code = {}
+        for registry, name in ((MODELS, recipe.model.name), (TASKS, recipe.task.name)):
+            if ".py:" in name:
+                entry = registry.get(name)
+                assert entry.file is not None
+                (temporary / "code").mkdir(exist_ok=True)
+                shutil.copyfile(entry.file, temporary / "code" / entry.file.name)
+                code[entry.file.name] = files.sha256(entry.file)
+        card = {
+            "format": 1, "task": {"name": recipe.task.name, "arguments": recipe.task.arguments}, "labels": state["labels"], "code": code,
+            "versions": {"groundup": groundup.__version__, "torch": torch.__version__, "python": platform.python_version()}, **facts,
+        }
+        files.write_json(temporary / "config.json", config)
+        files.write_json(temporary / "groundup.json", card)
+        files.write_json(temporary / "preprocessor.json", state["preprocessor"])
+        files.write_json(temporary / "reference.json", _reference(model, task))
+        files.write_text(temporary / "README.md", readme)
+        write_manifest(temporary)
+        commit(temporary, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _reference(model: nn.Module, task: Task) -> dict[str, Any]:
+    inputs = reference_inputs(task.input_shape)
+    device = next(model.parameters()).device
+    with evaluating(model):
+        outputs = model(inputs.to(device)).float().cpu()
+    digest = hashlib.sha256(inputs.numpy().tobytes()).hexdigest()
+    return {"inputs": {"made_by": "groundup.modelfolder.reference_inputs", "shape": list(inputs.shape), "sha256": digest}, "outputs": outputs.tolist()}
+
+
+def find(path: str | Path) -> Path:
+    """The model folder of a model folder or a run folder (or a run's name under runs/).
+
+    Raises:
+        ModelError: there is none, or the run is not finished.
+    """
+    from groundup.core.errors import RunError
+    from groundup.core.run import resolve_run
+
+    folder = Path(path).expanduser()
+    if (folder / "groundup.json").is_file():
+        return folder
+    if not (folder / "recipe.yaml").is_file():
+        if folder.exists():
+            raise ModelError("{path} is neither a model folder nor a run folder", "{path} 既不是模型目录，也不是运行目录", path=path, fix="groundup runs list")
+        try:
+            folder = resolve_run(path).path
+        except RunError as error:
+            raise ModelError("no model '{path}': no such folder, and no run of that name", "没有模型 '{path}'：没有这个目录，也没有这个名字的运行",
+                             path=path, fix="groundup runs list") from error
+    if not (folder / "model" / "groundup.json").is_file():
+        raise ModelError("{path} has no model yet: its training did not finish", "{path} 还没有模型：训练尚未完成", path=folder,
+                         fix="groundup train --resume --out {path}")
+    return folder / "model"
+
+
+def load(path: Any, *, trust_code: bool = False, device: str = "cpu") -> Loaded:
+    """Opens a model folder or a run folder, every byte checked against its manifest.
+
+    Args:
+        trust_code: run the user code that lies in the folder; without it such a folder is refused.
+
+    Raises:
+        ModelError: no model there, damaged, or with code that is not trusted.
+    """
+    folder = find(getattr(path, "path", path))
+    if (reason := damage(folder)) is not None:
+        raise ModelError("{folder} is damaged: {reason}", "{folder} 已损坏：{reason}", folder=folder, reason=reason,
+                         fix="groundup runs verify RUN, or take the folder from a copy", fix_zh="运行 groundup runs verify RUN，或从备份恢复")
+    card, config = files.read_json(folder / "groundup.json"), files.read_json(folder / "config.json")
+    names = {"model": config["architecture"], "task": card["task"]["name"]}
+    for kind, name in names.items():
+        if ".py:" in name:
+            code = folder / "code" / Path(name.rpartition(":")[0]).name
+            if not trust_code:
+                raise ModelError("{folder} comes with its own code ({code}), which is run only when you trust it", "{folder} 自带代码（{code}），只有在你信任它时才会运行",
+                                 folder=folder, code=f"code/{code.name}", fix="read it, then add --trust-code", fix_zh="先阅读代码，再加 --trust-code")
+            names[kind] = f"{code}:{name.rpartition(':')[2]}"
+    task = build_task(names["task"], card["task"]["arguments"])
+    task.load_state({"labels": card["labels"], "preprocessor": files.read_json(folder / "preprocessor.json")})
+    model = build_model(names["model"], config["arguments"], tuple(config["input_shape"]), config["num_outputs"])
+    load_weights(model, load_file(folder / "model.safetensors"))
+    return Loaded(model.to(device).eval(), task, card, folder)
+
+
+def replay(loaded: Loaded) -> float:
+    """The largest difference between the model's outputs on the reference inputs and the stored ones (the parity gate)."""
+    stored = files.read_json(loaded.path / "reference.json")
+    inputs = reference_inputs(tuple(stored["inputs"]["shape"])[1:], stored["inputs"]["shape"][0])
+    device = next(loaded.model.parameters()).device
+    with evaluating(loaded.model):
+        outputs = loaded.model(inputs.to(device)).float().cpu()
+    return float((outputs - torch.tensor(stored["outputs"])).abs().max())

@@ -1,0 +1,251 @@
+"""The interface between the loop and what is learned: records become tensors, outputs become a loss, an input becomes an answer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from groundup.core.errors import DataError
+from groundup.core.recipe import Augment
+from groundup.data.dataset import Dataset, FileImages
+from groundup.data.order import CounterRandom
+from groundup.data.streaming import StreamedImages
+from groundup.metrics import MetricSet
+
+
+@dataclass
+class Encoded:
+    """A split as tensors: inputs (whole in memory on the device, or streamed) and targets.
+
+    Args:
+        inputs: uint8 [N, C, H, W] or float32 [N, features] on the device; or streamed pictures.
+        targets: [N, ...] on the device.
+        describe: position in the split -> the record's name for a person.
+    """
+
+    inputs: Tensor | StreamedImages
+    targets: Tensor
+    describe: Callable[[int], str]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, index: Tensor) -> Tensor:
+        """The inputs at `index` (int64 on the device)."""
+        if isinstance(self.inputs, StreamedImages):
+            return self.inputs.fetch(index.cpu().numpy()).to(self.targets.device, non_blocking=True)
+        return self.inputs[index]
+
+
+@dataclass
+class Batch:
+    """Inputs [B, ...] ready for the model, and targets [B, ...]."""
+
+    inputs: Tensor
+    targets: Tensor
+
+
+@dataclass
+class Loss:
+    """A loss as a sum and the number of supervised items in it: the loop divides by the count of the whole optimizer step."""
+
+    sum: Tensor
+    count: int | Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """One task. `fit` learns from the training split what the task must know (labels, normalisation); `state` keeps it in the model folder.
+
+    Args:
+        kind: the data it reads, 'image' or 'vector'.
+        default_metric: what the best checkpoint is chosen by.
+        classification: whether the target is a class label.
+    """
+
+    kind: ClassVar[Literal["image", "vector"]]
+    default_metric: str
+    classification: bool = False
+
+    # -- what is learned from the training split and kept with the model ---------------------------------------------------
+    @abstractmethod
+    def fit(self, dataset: Dataset, train: NDArray[np.int64]) -> None:
+        """Learns labels and normalisation from the training records. Raises DataError where they do not fit the task."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What `fit` learned, JSON-able: {'labels': ..., 'preprocessor': ...}."""
+
+    @abstractmethod
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, ...]: ...
+
+    @property
+    @abstractmethod
+    def num_outputs(self) -> int: ...
+
+    # -- training and evaluation -------------------------------------------------------------------------------------------
+    @abstractmethod
+    def prepare(self, dataset: Dataset, index: NDArray[np.int64], device: torch.device, *, workers: int = 0,
+                on_restart: Callable[[str], None] | None = None) -> Encoded:
+        """The records at `index` as tensors."""
+
+    @abstractmethod
+    def batch(self, encoded: Encoded, index: Tensor, *, training: bool, rng: CounterRandom | None) -> Batch:
+        """The samples at `index`, whole batch at once, on the device; augmented when training."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        """One forward pass and its loss."""
+
+    @abstractmethod
+    def score(self, model: nn.Module, batch: Batch, metrics: MetricSet) -> None:
+        """One forward pass, added to the metrics."""
+
+    @abstractmethod
+    def metrics(self) -> MetricSet:
+        """A fresh set of streamed metrics."""
+
+    @abstractmethod
+    def answer(self, model: nn.Module, raw: Any) -> dict[str, Any]:
+        """One raw input as a user has it (a path, a picture, a row of numbers) -> a JSON-able answer."""
+
+
+def numeric_rows(dataset: Dataset, name: str) -> NDArray[np.float64]:
+    """The target as float64 [N, targets]. Raises DataError at the first value that is not a number."""
+    target = dataset.target if dataset.target.ndim == 2 else dataset.target[:, None]
+    try:
+        return target.astype(np.float64)
+    except ValueError:
+        for i, row in enumerate(target):
+            for cell in row:
+                try:
+                    float(cell)
+                except ValueError as error:
+                    raise DataError("{record}: the target is '{cell}'; task {task} needs numbers", "{record}：目标值是 '{cell}'；任务 {task} 需要数字",
+                                    record=dataset.describe(i), cell=cell, task=name, fix="--set task=vector-classification   for labels") from error
+        raise
+
+
+class ImageInputs:
+    """What image tasks share: pictures in 0..255 become normalised floats, augmented while training."""
+
+    augment: Augment | None = None
+
+    def fit_pixels(self, dataset: Dataset, train: NDArray[np.int64]) -> None:
+        first, second = dataset.inputs.moments(train)
+        self.mean = (first / 255).tolist()
+        self.std = np.maximum(np.sqrt(np.maximum(second - first**2, 0)) / 255, 1e-3).tolist()
+        self.shape = dataset.input_shape
+
+    def pixel_state(self) -> dict[str, Any]:
+        return {"kind": "image", "shape": list(self.shape), "mean": self.mean, "std": self.std, "scale": "pixels / 255, minus mean, over std"}
+
+    def load_pixels(self, state: dict[str, Any]) -> None:
+        self.shape, self.mean, self.std = tuple(state["shape"]), state["mean"], state["std"]
+
+    def encode_pixels(self, dataset: Dataset, index: NDArray[np.int64], device: torch.device, workers: int,
+                      on_restart: Callable[[str], None] | None) -> Tensor | StreamedImages:
+        if dataset.input_shape != tuple(self.shape):
+            raise DataError("{name} has pictures of shape {found}; the model was made for {expected}", "{name} 的图片形状是 {found}；模型需要 {expected}",
+                            name=dataset.name, found=list(dataset.input_shape), expected=list(self.shape),
+                            fix=f"--set data.image.size=[{self.shape[1]},{self.shape[2]}] --set data.image.channels={self.shape[0]}")
+        images = dataset.inputs.select(index)
+        if isinstance(images, FileImages):
+            return StreamedImages(images, workers, on_restart)
+        return torch.from_numpy(images.array).to(device)
+
+    def normalised(self, pixels: Tensor, *, rng: CounterRandom | None = None) -> Tensor:
+        """uint8 [B, C, H, W] -> float32, augmented where there is randomness to do it with."""
+        from groundup.data.augment import augment
+
+        x = pixels.to(torch.float32) / 255
+        if rng is not None and self.augment is not None:
+            x = augment(x, self.augment, rng)
+        mean, std = (torch.tensor(v, device=x.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        return (x - mean) / std
+
+    def read_picture(self, raw: Any) -> Tensor:
+        """A path, bytes, a PIL picture or an array -> uint8 [1, C, H, W] in the model's size. Raises DataError."""
+        from groundup.data.dataset import decode, picture_array
+
+        channels, height, width = self.shape
+        if isinstance(raw, str | Path):
+            path = Path(raw).expanduser()
+            if not path.is_file():
+                raise DataError("no file {path}", "找不到文件 {path}", path=path)
+            raw = path.read_bytes()
+            where = str(path)
+        else:
+            where = "the input"
+        if isinstance(raw, bytes):
+            try:
+                pixels = decode(raw, channels, (height, width))
+            except ValueError as error:
+                raise DataError("{where} is not a picture that can be read: {error}", "{where} 不是可读取的图片：{error}", where=where, error=error) from error
+        else:
+            from PIL import Image
+
+            if not isinstance(raw, Image.Image):
+                array = np.asarray(raw)
+                raw = Image.fromarray((array[0] if array.ndim == 3 and array.shape[0] == 1 else array).astype(np.uint8))
+            pixels = picture_array(raw, channels, (height, width))
+        return torch.from_numpy(np.array(pixels))[None]
+
+
+class VectorInputs:
+    """What vector tasks share: features minus their mean over their standard deviation."""
+
+    def fit_vectors(self, dataset: Dataset, train: NDArray[np.int64]) -> None:
+        x = dataset.inputs[train]
+        self.features = list(dataset.feature_names)
+        self.mean = x.mean(0)
+        std = x.std(0)
+        self.std = np.where(std > 0, std, 1.0)
+
+    def vector_state(self) -> dict[str, Any]:
+        return {"kind": "vector", "features": self.features, "mean": self.mean.tolist(), "std": self.std.tolist()}
+
+    def load_vectors(self, state: dict[str, Any]) -> None:
+        self.features, self.mean, self.std = state["features"], np.array(state["mean"]), np.array(state["std"])
+
+    def encode_vectors(self, dataset: Dataset, index: NDArray[np.int64], device: torch.device) -> Tensor:
+        if len(dataset.feature_names) != len(self.features):
+            raise DataError("{name} has {found} features; the model was made for {expected} ({names})", "{name} 有 {found} 个特征；模型需要 {expected} 个（{names}）",
+                            name=dataset.name, found=len(dataset.feature_names), expected=len(self.features), names=", ".join(self.features[:8]))
+        # Normalised in float64 before it becomes float32: large offsets would lose their small differences otherwise.
+        return torch.from_numpy((dataset.inputs[index] - self.mean) / self.std).to(torch.float32).to(device)
+
+    def read_vector(self, raw: Any) -> Tensor:
+        """Numbers as a list, 'a,b,c' text, or a mapping by feature name -> float32 [1, features]. Raises DataError."""
+        values: list[Any]
+        if isinstance(raw, dict):
+            lacking = [f for f in self.features if f not in raw]
+            if lacking:
+                raise DataError("the input lacks '{name}'; expected: {all}", "输入缺少 '{name}'；应有：{all}", name=lacking[0], all=", ".join(self.features))
+            values = [raw[f] for f in self.features]
+        else:
+            values = [part for part in str(raw).strip("[]() \n").replace("，", ",").split(",")] if isinstance(raw, str) else list(np.ravel(raw))
+        if len(values) != len(self.features):
+            raise DataError("{found} numbers were given; the model takes {expected}: {all}", "给了 {found} 个数；模型需要 {expected} 个：{all}",
+                            found=len(values), expected=len(self.features), all=", ".join(self.features))
+        try:
+            row = np.array([float(v) for v in values])
+        except (TypeError, ValueError) as error:
+            raise DataError("'{raw}' holds something that is not a number", "'{raw}' 中有不是数字的内容", raw=raw) from error
+        if not np.isfinite(row).all():
+            raise DataError("'{raw}' holds NaN or an infinite value", "'{raw}' 中有 NaN 或无穷大", raw=raw)
+        return torch.from_numpy((row - self.mean) / self.std).to(torch.float32)[None]
+

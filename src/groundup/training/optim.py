@@ -1,0 +1,109 @@
+"""Optimizers and their parameter groups.
+
+Weight decay spares norms and biases (every parameter with fewer than two dimensions). Muon takes hidden matrices, AdamW the rest.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from groundup.core.errors import RecipeError, did_you_mean
+from groundup.core.recipe import Optim
+
+
+def group_of_parameters(model: nn.Module) -> dict[str, str]:
+    """Parameter name -> layer group, for models that have groups."""
+    groups = getattr(model, "layer_groups", None)
+    if groups is None:
+        return {}
+    owner = {id(p): name for name, modules in groups().items() for m in modules for p in m.parameters()}
+    return {name: owner[id(p)] for name, p in model.named_parameters() if id(p) in owner}
+
+
+def learning_rate_factors(model: nn.Module, groups: dict[str, float]) -> dict[str, float]:
+    """Parameter name -> factor of the learning rate.
+
+    Raises:
+        RecipeError: a pattern that is neither a layer group nor matches a parameter.
+    """
+    names = [n for n, _ in model.named_parameters()]
+    owner = group_of_parameters(model)
+    factors = dict.fromkeys(names, 1.0)
+    for pattern, value in groups.items():
+        hit = [n for n in names if owner.get(n) == pattern or fnmatch.fnmatchcase(n, pattern)]
+        if not hit:
+            hint, hint_zh = did_you_mean(pattern, {*owner.values(), *names})
+            raise RecipeError("optim.groups: '{pattern}' matches no layer group and no parameter." + hint,
+                              "optim.groups：'{pattern}' 没有匹配任何层组或参数。" + hint_zh, pattern=pattern)
+        factors |= dict.fromkeys(hit, value)
+    return factors
+
+
+def build_optimizers(model: nn.Module, config: Optim, device: str) -> list[torch.optim.Optimizer]:
+    """The optimizers of a run, each group carrying `base_lr` for the schedule to scale.
+
+    Raises:
+        RecipeError: settings that do not go together, or nothing to train.
+    """
+    trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    if not trainable:
+        raise RecipeError("no parameter of the model is trainable", "模型没有任何可训练的参数", fix="--set method=full")
+    if config.nesterov and not config.momentum:
+        raise RecipeError("optim.nesterov = true needs a momentum", "optim.nesterov = true 需要动量", fix="--set optim.momentum=0.9")
+    factors = learning_rate_factors(model, config.groups)
+    owner = group_of_parameters(model)
+    last = list(dict.fromkeys(owner.values()))[-1:] or [""]
+
+    def grouped(pairs: list[tuple[str, Tensor]]) -> list[dict[str, Any]]:
+        found: dict[tuple[bool, float], list[Tensor]] = {}
+        for name, p in pairs:
+            found.setdefault((p.ndim >= 2, factors[name]), []).append(p)
+        return [{"params": params, "lr": config.lr * factor, "base_lr": config.lr * factor, "weight_decay": config.weight_decay if decayed else 0.0}
+                for (decayed, factor), params in found.items()]
+
+    fused = device.split(":")[0] in ("cpu", "cuda") and all(p.dtype in (torch.float32, torch.float64, torch.bfloat16) for _, p in trainable)
+    if config.name == "sgd":
+        return [torch.optim.SGD(grouped(trainable), lr=config.lr, momentum=config.momentum or 0.0, nesterov=config.nesterov, fused=fused)]
+    if config.name == "rmsprop":
+        return [torch.optim.RMSprop(grouped(trainable), lr=config.lr, momentum=config.momentum or 0.0, eps=config.eps)]
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    if config.name != "muon":
+        return [kind(grouped(trainable), lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)]
+    hidden = [(n, p) for n, p in trainable if p.ndim == 2 and owner.get(n) != last[0]]
+    rest = [(n, p) for n, p in trainable if p.ndim != 2 or owner.get(n) == last[0]]
+    optimizers: list[torch.optim.Optimizer] = []
+    if hidden:  # match_rms_adamw: updates of AdamW's size, so that one learning rate serves both (Liu et al., arXiv 2502.16982, 2.2)
+        momentum = 0.95 if config.momentum is None else config.momentum
+        optimizers.append(torch.optim.Muon(grouped(hidden), lr=config.lr, momentum=momentum, adjust_lr_fn="match_rms_adamw"))
+    if rest:
+        optimizers.append(torch.optim.AdamW(grouped(rest), lr=config.lr, betas=config.betas, eps=config.eps, fused=fused))
+    return optimizers
+
+
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> float:
+    """Scales every group's base learning rate; returns the highest one in force."""
+    highest = 0.0
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+            highest = max(highest, group["lr"])
+    return highest
+
+
+def masked_step(optimizers: list[torch.optim.Optimizer], finite: Tensor) -> None:
+    """One update, or none where `finite` (a bool tensor on the device) is False.
+
+    Fused optimizers read the flag on the device, so the host does not wait; for the others the host reads it.
+    """
+    for optimizer in optimizers:
+        if optimizer.defaults.get("fused"):
+            # The two attributes through which torch.amp.GradScaler itself tells fused optimizers to skip an update.
+            optimizer.grad_scale, optimizer.found_inf = None, (~finite).to(torch.float32)  # type: ignore[attr-defined]
+            optimizer.step()
+            del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
+        elif bool(finite):
+            optimizer.step()
