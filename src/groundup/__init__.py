@@ -11,6 +11,7 @@ The functions are loaded when first used, so that importing the package costs no
 """
 
 from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -34,7 +35,7 @@ _PUBLIC = {
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'groundup' has no attribute {name!r}; public names: {', '.join(sorted(_PUBLIC))}")
     module, attribute = _PUBLIC[name]
@@ -43,5 +44,5 @@ def __getattr__(name):
     return value
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return __all__

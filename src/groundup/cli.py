@@ -22,9 +22,12 @@ import typer
 
 import groundup
 from groundup.core import messages
-from groundup.core.messages import say
 
-_zh = messages.language() == "zh" if "--lang" not in sys.argv else "zh" in sys.argv[sys.argv.index("--lang") + 1 : sys.argv.index("--lang") + 2]
+_zh = (
+    messages.language() == "zh"
+    if "--lang" not in sys.argv
+    else "zh" in sys.argv[sys.argv.index("--lang") + 1 : sys.argv.index("--lang") + 2]
+)
 
 
 def _help(en: str, zh: str) -> str:
@@ -43,33 +46,84 @@ class Call:
     status: Callable[[Any], int] = lambda result: 0
 
 
-Json = Annotated[bool, typer.Option("--json", help=_help("Exactly one JSON object on standard output; all else goes to standard error.", "标准输出只给一个 JSON 对象，其余写到标准错误。"))]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help=_help(
+            "Exactly one JSON object on standard output; all else goes to standard error.", "标准输出只给一个 JSON 对象，其余写到标准错误。"
+        ),
+    ),
+]
 Lang = Annotated[str | None, typer.Option("--lang", metavar="en|zh", help=_help("Language of messages.", "消息的语言。"))]
 Trace = Annotated[bool, typer.Option("--traceback", help=_help("Show the whole traceback of an error.", "出错时显示完整的调用栈。"))]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_help("Change a key of the recipe, as optim.lr=3e-4. May be repeated.", "修改 recipe 的键，例如 optim.lr=3e-4，可重复。"))]
-Out = Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help=_help("The run folder (default: runs/<name>-<time>-<id>).", "运行目录（默认：runs/<名称>-<时间>-<编号>）。"))]
-Resume = Annotated[bool, typer.Option("--resume", help=_help("Continue the run in --out; with nothing there, start it.", "继续 --out 中的训练；若还没有则新开始。"))]
-Extend = Annotated[bool, typer.Option("--extend", help=_help("With --resume: allow another train.epochs or train.steps.", "与 --resume 同用：允许修改 train.epochs 或 train.steps。"))]
-DryRun = Annotated[bool, typer.Option("--dry-run", help=_help("Show the resolved recipe and one rehearsed step; keep nothing.", "只显示解析后的 recipe 并预演一步，不保留任何东西。"))]
-Trust = Annotated[bool, typer.Option("--trust-code", help=_help("Run the code that comes with a model folder.", "允许运行模型目录自带的代码。"))]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help=_help("Change a key of the recipe, as optim.lr=3e-4. May be repeated.", "修改 recipe 的键，例如 optim.lr=3e-4，可重复。"),
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FOLDER",
+        help=_help("The run folder (default: runs/<name>-<time>-<id>).", "运行目录（默认：runs/<名称>-<时间>-<编号>）。"),
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help=_help("Continue the run in --out; with nothing there, start it.", "继续 --out 中的训练；若还没有则新开始。")
+    ),
+]
+Extend = Annotated[
+    bool,
+    typer.Option(
+        "--extend",
+        help=_help("With --resume: allow another train.epochs or train.steps.", "与 --resume 同用：允许修改 train.epochs 或 train.steps。"),
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help=_help("Show the resolved recipe and one rehearsed step; keep nothing.", "只显示解析后的 recipe 并预演一步，不保留任何东西。"),
+    ),
+]
+Trust = Annotated[
+    bool, typer.Option("--trust-code", help=_help("Run the code that comes with a model folder.", "允许运行模型目录自带的代码。"))
+]
 
 app = typer.Typer(
-    name="groundup", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    name="groundup",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help=_help("From an empty machine to a fine-tuned model in service, on PyTorch 2.\n\nenv -> data -> models -> train -> evaluate -> tune -> predict",
-               "在 PyTorch 2 上，从一台空机器到一个微调好的模型。\n\nenv -> data -> models -> train -> evaluate -> tune -> predict"),
+    help=_help(
+        "From an empty machine to a fine-tuned model in service, on PyTorch 2.\n\nenv -> data -> models -> train -> evaluate -> tune -> predict",
+        "在 PyTorch 2 上，从一台空机器到一个微调好的模型。\n\nenv -> data -> models -> train -> evaluate -> tune -> predict",
+    ),
     epilog=_help("Start here: groundup demo", "从这里开始：groundup demo"),
 )
 env_app = typer.Typer(help=_help("This machine: what is there, what fits.", "本机环境：有什么、适合什么。"), no_args_is_help=True)
 data_app = typer.Typer(help=_help("Look at data and check it, before training.", "训练之前查看与检查数据。"), no_args_is_help=True)
-runs_app = typer.Typer(help=_help("The runs of this folder: list, show, compare, verify.", "本目录下的训练：列出、查看、比较、校验。"), no_args_is_help=True)
+runs_app = typer.Typer(
+    help=_help("The runs of this folder: list, show, compare, verify.", "本目录下的训练：列出、查看、比较、校验。"), no_args_is_help=True
+)
 app.add_typer(env_app, name="env")
 app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help=_help("Show the version and leave.", "显示版本并退出。"))] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help=_help("Show the version and leave.", "显示版本并退出。"))] = False,
+) -> None:
     if version:
         print(f"groundup {groundup.__version__}")  # noqa: T201
         raise typer.Exit
@@ -93,26 +147,49 @@ def env_info(json: Json = False, lang: Lang = None, traceback: Trace = False) ->
 
 
 # -- data ----------------------------------------------------------------------------------------------------------------------
-Source = Annotated[str, typer.Argument(metavar="SPEC", help=_help("A built-in name, a file, a folder, hub:owner/name, file.py:Name; any with #500.", "内置名称、文件、文件夹、hub:owner/name 或 file.py:名字；都可加 #500。"))]
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SPEC",
+        help=_help(
+            "A built-in name, a file, a folder, hub:owner/name, file.py:Name; any with #500.",
+            "内置名称、文件、文件夹、hub:owner/name 或 file.py:名字；都可加 #500。",
+        ),
+    ),
+]
 
 
-@data_app.command("show", help=_help("Sizes, classes, ranges, splits; a grid of samples as PNG.", "规模、类别、取值范围、划分；样本网格图（PNG）。"))
+@data_app.command(
+    "show", help=_help("Sizes, classes, ranges, splits; a grid of samples as PNG.", "规模、类别、取值范围、划分；样本网格图（PNG）。")
+)
 def data_show(
-    spec: Source, sets: Sets = None,
-    grid: Annotated[Path | None, typer.Option("--grid", metavar="FILE.png", help=_help("Write a grid of training pictures.", "写出训练图片的网格图。"))] = None,
-    json: Json = False, lang: Lang = None, traceback: Trace = False,
+    spec: Source,
+    sets: Sets = None,
+    grid: Annotated[
+        Path | None, typer.Option("--grid", metavar="FILE.png", help=_help("Write a grid of training pictures.", "写出训练图片的网格图。"))
+    ] = None,
+    json: Json = False,
+    lang: Lang = None,
+    traceback: Trace = False,
 ) -> Call:
     from groundup import inspecting
 
     return Call(lambda: inspecting.data_show(spec, _sets(sets), grid), inspecting.print_data, json)
 
 
-@data_app.command("check", help=_help("What deserves a look before training; exit 3 when something is wrong.", "训练前值得注意的问题；有错误时退出码为 3。"))
+@data_app.command(
+    "check",
+    help=_help("What deserves a look before training; exit 3 when something is wrong.", "训练前值得注意的问题；有错误时退出码为 3。"),
+)
 def data_check(spec: Source, sets: Sets = None, json: Json = False, lang: Lang = None, traceback: Trace = False) -> Call:
     from groundup import inspecting
 
-    return Call(lambda: inspecting.data_check(spec, _sets(sets)), inspecting.print_check, json,
-                status=lambda r: 3 if any(p["severity"] == "error" for p in r["problems"]) else 0)
+    return Call(
+        lambda: inspecting.data_check(spec, _sets(sets)),
+        inspecting.print_check,
+        json,
+        status=lambda r: 3 if any(p["severity"] == "error" for p in r["problems"]) else 0,
+    )
 
 
 # -- lists and cards -----------------------------------------------------------------------------------------------------------
@@ -136,8 +213,12 @@ def tasks(name: Name = None, json: Json = False, lang: Lang = None, traceback: T
 @app.command(help=_help("The shipped recipes: list, or one with all its keys.", "自带的 recipe：列表，或显示其中一个的全部键。"))
 def recipes(
     name: Name = None,
-    schema: Annotated[bool, typer.Option("--schema", help=_help("The JSON schema of recipes, for editors.", "recipe 的 JSON schema，供编辑器使用。"))] = False,
-    json: Json = False, lang: Lang = None, traceback: Trace = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help=_help("The JSON schema of recipes, for editors.", "recipe 的 JSON schema，供编辑器使用。"))
+    ] = False,
+    json: Json = False,
+    lang: Lang = None,
+    traceback: Trace = False,
 ) -> Call:
     from groundup import inspecting
 
@@ -155,56 +236,138 @@ def _training(call: Callable[[], Any], plan: Callable[[], Any], dry_run: bool, a
 
 @app.command(help=_help("Train a recipe.", "按 recipe 训练。"))
 def train(
-    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help=_help("A shipped name (groundup recipes) or a YAML file. Left out with --resume: the run's own.", "自带名称（groundup recipes）或 YAML 文件；与 --resume 同用时可省略，取原来的。"))] = None,
-    sets: Sets = None, out: Out = None, resume: Resume = False, dry_run: DryRun = False, extend: Extend = False, trust_code: Trust = False,
-    json: Json = False, lang: Lang = None, traceback: Trace = False,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help=_help(
+                "A shipped name (groundup recipes) or a YAML file. Left out with --resume: the run's own.",
+                "自带名称（groundup recipes）或 YAML 文件；与 --resume 同用时可省略，取原来的。",
+            ),
+        ),
+    ] = None,
+    sets: Sets = None,
+    out: Out = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    extend: Extend = False,
+    trust_code: Trust = False,
+    json: Json = False,
+    lang: Lang = None,
+    traceback: Trace = False,
 ) -> Call:
     from functools import partial
 
     from groundup import pipeline
 
     overrides = _sets(sets)
-    return _training(partial(pipeline.train, recipe, overrides, out=out, resume=resume, extend=extend, trust_code=trust_code),
-                     partial(pipeline.plan_only, recipe, overrides), dry_run, json)
+    return _training(
+        partial(pipeline.train, recipe, overrides, out=out, resume=resume, extend=extend, trust_code=trust_code),
+        partial(pipeline.plan_only, recipe, overrides),
+        dry_run,
+        json,
+    )
 
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help=_help("A run folder, a run's name, or a model folder.", "运行目录、运行名称或模型目录。"))]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help=_help("A run folder, a run's name, or a model folder.", "运行目录、运行名称或模型目录。"))
+]
 
 
 @app.command(help=_help("Fine-tune a model on new data; shows before and after.", "用新数据微调模型；给出前后对比。"))
 def tune(
-    model: Model, data: Annotated[str, typer.Option("--data", metavar="SPEC", help=_help("The new data.", "新数据。"))],
-    method: Annotated[str, typer.Option("--method", metavar="full|freeze|head", help=_help("What is trained: everything, the last layer groups, or the head.", "训练哪些部分：全部、后面的层组，或仅输出层。"))] = "full",
-    sets: Sets = None, out: Out = None, resume: Resume = False, dry_run: DryRun = False, extend: Extend = False, trust_code: Trust = False,
-    json: Json = False, lang: Lang = None, traceback: Trace = False,
+    model: Model,
+    data: Annotated[str, typer.Option("--data", metavar="SPEC", help=_help("The new data.", "新数据。"))],
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            metavar="full|freeze|head",
+            help=_help("What is trained: everything, the last layer groups, or the head.", "训练哪些部分：全部、后面的层组，或仅输出层。"),
+        ),
+    ] = "full",
+    sets: Sets = None,
+    out: Out = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    extend: Extend = False,
+    trust_code: Trust = False,
+    json: Json = False,
+    lang: Lang = None,
+    traceback: Trace = False,
 ) -> Call:
     from functools import partial
 
     from groundup import pipeline
 
     recipe = partial(pipeline.tuning_recipe, model, data, method, _sets(sets), trust_code=trust_code)
-    return _training(lambda: pipeline.train(recipe(), out=out, resume=resume, extend=extend, trust_code=trust_code),
-                     lambda: pipeline.plan_only(recipe()), dry_run, json)
+    return _training(
+        lambda: pipeline.train(recipe(), out=out, resume=resume, extend=extend, trust_code=trust_code),
+        lambda: pipeline.plan_only(recipe()),
+        dry_run,
+        json,
+    )
 
 
 @app.command(help=_help("Measure a model on its own test split, or on other data.", "在模型自己的测试集或其他数据上评估。"))
 def evaluate(
     model: Model,
-    data: Annotated[str | None, typer.Option("--data", metavar="SPEC", help=_help("Other data than the model's own.", "用其他数据，而不是模型自己的数据。"))] = None,
-    split: Annotated[str | None, typer.Option("--split", metavar="test|validation|train|all", help=_help("Which part (default: test where there is one).", "哪一部分（默认：有测试集则用测试集）。"))] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="SPEC", help=_help("Other data than the model's own.", "用其他数据，而不是模型自己的数据。")),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split",
+            metavar="test|validation|train|all",
+            help=_help("Which part (default: test where there is one).", "哪一部分（默认：有测试集则用测试集）。"),
+        ),
+    ] = None,
     sets: Sets = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help=_help("Write report.html, plots and metrics.json there.", "把 report.html、图和 metrics.json 写到这里。"))] = None,
-    trust_code: Trust = False, json: Json = False, lang: Lang = None, traceback: Trace = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FOLDER",
+            help=_help("Write report.html, plots and metrics.json there.", "把 report.html、图和 metrics.json 写到这里。"),
+        ),
+    ] = None,
+    trust_code: Trust = False,
+    json: Json = False,
+    lang: Lang = None,
+    traceback: Trace = False,
 ) -> Call:
     from groundup import inspecting, pipeline
 
-    return Call(lambda: pipeline.evaluate(model, data, split=split, overrides=_sets(sets), out=out, trust_code=trust_code), inspecting.print_evaluation, json)
+    return Call(
+        lambda: pipeline.evaluate(model, data, split=split, overrides=_sets(sets), out=out, trust_code=trust_code),
+        inspecting.print_evaluation,
+        json,
+    )
 
 
-@app.command(help=_help("Answer raw inputs: pictures, folders of them, rows of numbers, CSV files.", "回答原始输入：图片、图片文件夹、数字行、CSV 文件。"))
+@app.command(
+    help=_help(
+        "Answer raw inputs: pictures, folders of them, rows of numbers, CSV files.", "回答原始输入：图片、图片文件夹、数字行、CSV 文件。"
+    )
+)
 def predict(
-    model: Model, inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help=_help("photo.png, a folder, 5.1,3.5,1.4,0.2 or rows.csv (after -- where a number is negative).", "photo.png、文件夹、5.1,3.5,1.4,0.2 或 rows.csv（负数开头时写在 -- 之后）。"))],
-    trust_code: Trust = False, json: Json = False, lang: Lang = None, traceback: Trace = False,
+    model: Model,
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help=_help(
+                "photo.png, a folder, 5.1,3.5,1.4,0.2 or rows.csv (after -- where a number is negative).",
+                "photo.png、文件夹、5.1,3.5,1.4,0.2 或 rows.csv（负数开头时写在 -- 之后）。",
+            ),
+        ),
+    ],
+    trust_code: Trust = False,
+    json: Json = False,
+    lang: Lang = None,
+    traceback: Trace = False,
 ) -> Call:
     from groundup import inspecting, pipeline
 
@@ -230,14 +393,23 @@ def runs_show(run: RunName, json: Json = False, lang: Lang = None, traceback: Tr
     return Call(lambda: inspecting.runs_show(run), inspecting.print_run_details, json)
 
 
-@runs_app.command("compare", help=_help("Two or more runs: what differs in recipe, data and result.", "比较多个训练：recipe、数据与结果的差异。"))
-def runs_compare(runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...")], json: Json = False, lang: Lang = None, traceback: Trace = False) -> Call:
+@runs_app.command(
+    "compare", help=_help("Two or more runs: what differs in recipe, data and result.", "比较多个训练：recipe、数据与结果的差异。")
+)
+def runs_compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...")], json: Json = False, lang: Lang = None, traceback: Trace = False
+) -> Call:
     from groundup import inspecting
 
     return Call(lambda: inspecting.runs_compare(runs), inspecting.print_comparison, json)
 
 
-@runs_app.command("verify", help=_help("Check every checkpoint and the model, byte by byte; exit 3 when one is damaged.", "逐字节校验检查点与模型；有损坏时退出码为 3。"))
+@runs_app.command(
+    "verify",
+    help=_help(
+        "Check every checkpoint and the model, byte by byte; exit 3 when one is damaged.", "逐字节校验检查点与模型；有损坏时退出码为 3。"
+    ),
+)
 def runs_verify(run: RunName, json: Json = False, lang: Lang = None, traceback: Trace = False) -> Call:
     from groundup import inspecting, pipeline
 
@@ -245,10 +417,22 @@ def runs_verify(run: RunName, json: Json = False, lang: Lang = None, traceback: 
 
 
 # -- demo ----------------------------------------------------------------------------------------------------------------------
-@app.command(help=_help("The whole path on real handwriting, in under two minutes, with the command of each step.", "用真实手写数字走完整条路径，不到两分钟，并给出每一步的命令。"))
+@app.command(
+    help=_help(
+        "The whole path on real handwriting, in under two minutes, with the command of each step.",
+        "用真实手写数字走完整条路径，不到两分钟，并给出每一步的命令。",
+    )
+)
 def demo(
-    out: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help=_help("Where the demo's runs go (default: runs).", "示例训练放在哪里（默认：runs）。"))] = None,
-    json: Json = False, lang: Lang = None, traceback: Trace = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FOLDER", help=_help("Where the demo's runs go (default: runs).", "示例训练放在哪里（默认：runs）。")
+        ),
+    ] = None,
+    json: Json = False,
+    lang: Lang = None,
+    traceback: Trace = False,
 ) -> Call:
     from groundup import demo as demonstration
 
@@ -354,10 +538,18 @@ def _failed(error: BaseException, as_json: bool, show_traceback: bool) -> int:
         sys.stderr.close()
         return 0
     elif isinstance(error, OSError):
-        told = GroundupError("{cause}{where}", "{cause}{where}", cause=error.strerror or str(error), where=f": {error.filename}" if error.filename else "")
+        told = GroundupError(
+            "{cause}{where}", "{cause}{where}", cause=error.strerror or str(error), where=f": {error.filename}" if error.filename else ""
+        )
     else:
-        told = GroundupError("{kind}: {message}", "{kind}：{message}", kind=type(error).__name__, message=str(error) or "(no message)",
-                             fix="run it again with --traceback, and report it", fix_zh="加 --traceback 再运行一次，并报告此问题")
+        told = GroundupError(
+            "{kind}: {message}",
+            "{kind}：{message}",
+            kind=type(error).__name__,
+            message=str(error) or "(no message)",
+            fix="run it again with --traceback, and report it",
+            fix_zh="加 --traceback 再运行一次，并报告此问题",
+        )
     if show_traceback:
         traceback.print_exception(error, file=sys.stderr)
     if as_json:

@@ -41,7 +41,12 @@ def print_cards(facts: dict[str, Any]) -> None:
     if "name" in facts:
         console.heading(facts["name"])
         console.line(local(facts, "summary"))
-        for key, label in (("source", say("source", "出处")), ("shapes", say("shapes", "形状")), ("limits", say("limits", "限制")), ("licence", say("licence", "许可"))):
+        for key, label in (
+            ("source", say("source", "出处")),
+            ("shapes", say("shapes", "形状")),
+            ("limits", say("limits", "限制")),
+            ("licence", say("licence", "许可")),
+        ):
             if facts.get(key):
                 console.line(f"{label}: {facts[key]}")
         if facts["arguments"]:
@@ -50,7 +55,13 @@ def print_cards(facts: dict[str, Any]) -> None:
         return
     kind, entries = next(iter(facts.items()))
     console.table([say("name", "名称"), say("what it is", "说明")], [[e["name"], local(e, "summary")] for e in entries])
-    console.line(say("groundup {kind} NAME shows the card; your own joins as path/to/file.py:Name", "groundup {kind} 名称 可查看卡片；自己的写作 path/to/file.py:名字", kind=kind))
+    console.line(
+        say(
+            "groundup {kind} NAME shows the card; your own joins as path/to/file.py:Name",
+            "groundup {kind} 名称 可查看卡片；自己的写作 path/to/file.py:名字",
+            kind=kind,
+        )
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -63,20 +74,27 @@ def recipes(name: str | None, schema: bool) -> dict[str, Any]:
     if schema:
         return Recipe.model_json_schema()
     if name is not None:
-        return {"recipe": load(name).model_dump(mode="json"), "file": shipped()[name].read_text(encoding="utf-8") if name in shipped() else ""}
+        return {
+            "recipe": load(name).model_dump(mode="json"),
+            "file": shipped()[name].read_text(encoding="utf-8") if name in shipped() else "",
+        }
     found = []
     for key in shipped():
         recipe = load(key)
-        found.append({"name": key, "task": recipe.task.name, "model": recipe.model.name, "data": recipe.data.source, **recipe.card.model_dump()})
+        found.append(
+            {"name": key, "task": recipe.task.name, "model": recipe.model.name, "data": recipe.data.source, **recipe.card.model_dump()}
+        )
     return {"recipes": found}
-
 
 
 def print_recipes(facts: dict[str, Any]) -> None:
     if "recipe" in facts:
         console.line(facts["file"].rstrip() or yaml_block(facts["recipe"]))
         return
-    console.table([say("name", "名称"), say("what it does", "说明"), say("measured", "实测")], [[r["name"], local(r, "summary"), r["result"]] for r in facts["recipes"]])
+    console.table(
+        [say("name", "名称"), say("what it does", "说明"), say("measured", "实测")],
+        [[r["name"], local(r, "summary"), r["result"]] for r in facts["recipes"]],
+    )
     console.command("groundup train digits-cnn")
 
 
@@ -116,8 +134,16 @@ def data_show(spec: str, overrides: dict[str, Any], grid: Path | None) -> dict[s
 
 def print_data(facts: dict[str, Any]) -> None:
     shape = " x ".join(str(n) for n in facts["input_shape"])
-    console.heading(say("{name}: {n:,} records, {kind} {shape}", "{name}：{n:,} 条记录，{kind} {shape}", name=facts["name"], n=facts["records"],
-                        kind=say(facts["kind"], {"image": "图片", "vector": "向量"}[facts["kind"]]), shape=shape))
+    console.heading(
+        say(
+            "{name}: {n:,} records, {kind} {shape}",
+            "{name}：{n:,} 条记录，{kind} {shape}",
+            name=facts["name"],
+            n=facts["records"],
+            kind=say(facts["kind"], {"image": "图片", "vector": "向量"}[facts["kind"]]),
+            shape=shape,
+        )
+    )
     splits = list(facts["splits"])
     if "classes" in facts:
         rows = [[c, *(f"{n.get(s, 0):,}" for s in splits)] for c, n in list(facts["classes"].items())[:50]]
@@ -128,11 +154,21 @@ def print_data(facts: dict[str, Any]) -> None:
     else:
         console.table([say("split", "划分"), say("records", "记录数")], [[s, f"{n:,}"] for s, n in facts["splits"].items()], right=(1,))
         t = facts["target"]
-        console.line(say("target: {min:.4g} .. {max:.4g}, mean {mean:.4g}, std {std:.4g}", "目标值：{min:.4g} .. {max:.4g}，均值 {mean:.4g}，标准差 {std:.4g}", **t))
+        console.line(
+            say(
+                "target: {min:.4g} .. {max:.4g}, mean {mean:.4g}, std {std:.4g}",
+                "目标值：{min:.4g} .. {max:.4g}，均值 {mean:.4g}，标准差 {std:.4g}",
+                **t,
+            )
+        )
     if "pixels" in facts:
         console.line(say("pixels (0..1): mean {mean}, std {std}", "像素（0..1）：均值 {mean}，标准差 {std}", **facts["pixels"]))
     if "features" in facts:
-        console.table([say("feature", "特征"), "min", "mean", "std", "max"], [[n, *(f"{v:.4g}" for v in (f["min"], f["mean"], f["std"], f["max"]))] for n, f in list(facts["features"].items())[:40]], right=(1, 2, 3, 4))
+        console.table(
+            [say("feature", "特征"), "min", "mean", "std", "max"],
+            [[n, *(f"{v:.4g}" for v in (f["min"], f["mean"], f["std"], f["max"]))] for n, f in list(facts["features"].items())[:40]],
+            right=(1, 2, 3, 4),
+        )
     for note in facts["notes_zh" if language() == "zh" else "notes"]:
         console.line(f"- {note}")
     if facts.get("grid"):
@@ -145,7 +181,11 @@ def data_check(spec: str, overrides: dict[str, Any]) -> dict[str, Any]:
     prepared, classification = _prepared(spec, overrides)
     if prepared.dataset.kind == "vector" and prepared.config.on_bad_record == "skip" and overrides.get("data.on_bad_record") != "skip":
         prepared.config = prepared.config.model_copy(update={"on_bad_record": "stop"})  # what training would do
-    return {"name": prepared.dataset.name, "records": len(prepared.dataset), "problems": statistics.problems(prepared, classification=classification)}
+    return {
+        "name": prepared.dataset.name,
+        "records": len(prepared.dataset),
+        "problems": statistics.problems(prepared, classification=classification),
+    }
 
 
 def print_check(facts: dict[str, Any]) -> None:
@@ -153,11 +193,16 @@ def print_check(facts: dict[str, Any]) -> None:
         console.line(say("{name}: {records:,} records, nothing to remark", "{name}：{records:,} 条记录，没有发现问题", **facts))
     for problem in facts["problems"]:
         style = {"error": "red", "warning": "yellow"}.get(problem["severity"])
-        console.line(f"{say(problem['severity'], {'error': '错误', 'warning': '警告', 'info': '提示'}[problem['severity']])}: {local(problem, 'message')}", style=style)
+        console.line(
+            f"{say(problem['severity'], {'error': '错误', 'warning': '警告', 'info': '提示'}[problem['severity']])}: {local(problem, 'message')}",
+            style=style,
+        )
         for record in problem["records"][:10]:
             console.line(f"    {record}")
         if len(problem["records"]) > 10:
-            console.line(say("    ... and {n} more (--json lists all)", "    ……另有 {n} 条（--json 可列出全部）", n=len(problem["records"]) - 10))
+            console.line(
+                say("    ... and {n} more (--json lists all)", "    ……另有 {n} 条（--json 可列出全部）", n=len(problem["records"]) - 10)
+            )
 
 
 # -- training and its results --------------------------------------------------------------------------------------------------
@@ -165,13 +210,31 @@ def print_plan(facts: dict[str, Any]) -> None:
     console.line(yaml_block(facts["recipe"]))
     console.line()
     print_decisions(facts["decisions"])
-    console.line(say("{steps:,} steps of about {ms:.1f} ms (forward and backward); {n:,} parameters, {t:,} trained", "{steps:,} 步，每步约 {ms:.1f} 毫秒（前向与反向）；{n:,} 个参数，训练 {t:,} 个",
-                     steps=facts["steps"], ms=1e3 * facts["step_seconds"], n=facts["parameters"]["all"], t=facts["parameters"]["trainable"]))
+    console.line(
+        say(
+            "{steps:,} steps of about {ms:.1f} ms (forward and backward); {n:,} parameters, {t:,} trained",
+            "{steps:,} 步，每步约 {ms:.1f} 毫秒（前向与反向）；{n:,} 个参数，训练 {t:,} 个",
+            steps=facts["steps"],
+            ms=1e3 * facts["step_seconds"],
+            n=facts["parameters"]["all"],
+            t=facts["parameters"]["trainable"],
+        )
+    )
 
 
 def print_decisions(decisions: dict[str, Any]) -> None:
-    rows = [[key, files.human_bytes(d["value"]) if key == "memory" else f"{d['value']:.4f}" if isinstance(d["value"], float) else str(d["value"])[:40], local(d, "reason")]
-            for key, d in decisions.items()]
+    rows = [
+        [
+            key,
+            files.human_bytes(d["value"])
+            if key == "memory"
+            else f"{d['value']:.4f}"
+            if isinstance(d["value"], float)
+            else str(d["value"])[:40],
+            local(d, "reason"),
+        ]
+        for key, d in decisions.items()
+    ]
     console.table([say("choice", "自动选择"), say("value", "取值"), say("reason", "理由")], rows)
 
 
@@ -180,38 +243,62 @@ def print_run(run: Any) -> None:
     print_scores(result)
     print_before_after(result)
     console.line()
-    console.line(say("{steps:,} steps in {train}, {total} in all; weights of step {best}", "{steps:,} 步用时 {train}，总共 {total}；采用第 {best} 步的权重", steps=result["steps"],
-                     train=units.human_seconds(result["seconds"]["train"]), total=units.human_seconds(result["seconds"]["total"]), best=result["best_step"]))
+    console.line(
+        say(
+            "{steps:,} steps in {train}, {total} in all; weights of step {best}",
+            "{steps:,} 步用时 {train}，总共 {total}；采用第 {best} 步的权重",
+            steps=result["steps"],
+            train=units.human_seconds(result["seconds"]["train"]),
+            total=units.human_seconds(result["seconds"]["total"]),
+            best=result["best_step"],
+        )
+    )
     console.line(say("model: {model}", "模型：{model}", model=result["model"]))
     console.line(say("report: {report}", "报告：{report}", report=str(run.path / "report.html")))
 
 
 def print_scores(result: dict[str, Any]) -> None:
     console.heading(say("{split} split", "{split} 集", split=result["split"]))
-    console.table([say("metric", "指标"), say("value", "值"), say("95 % interval", "95 % 区间")],
-                  [[k, number(v), interval(result["intervals"].get(k))] for k, v in result["metrics"].items()], right=(1,))
+    console.table(
+        [say("metric", "指标"), say("value", "值"), say("95 % interval", "95 % 区间")],
+        [[k, number(v), interval(result["intervals"].get(k))] for k, v in result["metrics"].items()],
+        right=(1,),
+    )
 
 
 def print_before_after(result: dict[str, Any]) -> None:
     if not result.get("before_after"):
         return
     console.heading(say("before and after tuning", "微调前后"))
-    rows = [[local(r, "what"), r["metric"], number(r["before"]), number(r["after"]), interval(r["after_interval"]), local(r, "note")] for r in result["before_after"]["rows"]]
-    console.table([say("data", "数据"), say("metric", "指标"), say("before", "之前"), say("after", "之后"), say("95 % interval", "95 % 区间"), ""], rows, right=(2, 3))
+    rows = [
+        [local(r, "what"), r["metric"], number(r["before"]), number(r["after"]), interval(r["after_interval"]), local(r, "note")]
+        for r in result["before_after"]["rows"]
+    ]
+    console.table(
+        [say("data", "数据"), say("metric", "指标"), say("before", "之前"), say("after", "之后"), say("95 % interval", "95 % 区间"), ""],
+        rows,
+        right=(2, 3),
+    )
 
 
 def print_evaluation(result: dict[str, Any]) -> None:
     console.line(say("{data}, {n:,} records", "{data}，{n:,} 条记录", data=result["data"], n=result["records"]))
     print_scores(result)
     if result.get("per_class"):
-        rows = [[c, *(number(v[k]) for k in ("precision", "recall", "f1")), f"{v['support']:,}"] for c, v in list(result["per_class"].items())[:50]]
+        rows = [
+            [c, *(number(v[k]) for k in ("precision", "recall", "f1")), f"{v['support']:,}"]
+            for c, v in list(result["per_class"].items())[:50]
+        ]
         console.line()
         console.table([say("class", "类别"), "precision", "recall", "f1", say("records", "记录数")], rows, right=(1, 2, 3, 4))
     confusion = result.get("confusion")
     if confusion and len(confusion["classes"]) <= 12:
         console.line()
-        console.table([say("true \\ predicted", "真实 \\ 预测"), *confusion["classes"]], [[c, *row] for c, row in zip(confusion["classes"], confusion["matrix"])],
-                      right=tuple(range(1, len(confusion["classes"]) + 1)))
+        console.table(
+            [say("true \\ predicted", "真实 \\ 预测"), *confusion["classes"]],
+            [[c, *row] for c, row in zip(confusion["classes"], confusion["matrix"])],
+            right=tuple(range(1, len(confusion["classes"]) + 1)),
+        )
     if result.get("report"):
         console.line(say("report: {report}", "报告：{report}", report=result["report"]))
 
@@ -224,7 +311,13 @@ def print_predictions(facts: dict[str, Any]) -> None:
         elif "labels" in answer:
             console.line(f"{answer['input']}: {', '.join(answer['labels']) or '-'}")
         else:
-            values = {"": answer["value"]} if "value" in answer else answer["values"] if "values" in answer else {k: v for k, v in answer.items() if k != "input"}
+            values = (
+                {"": answer["value"]}
+                if "value" in answer
+                else answer["values"]
+                if "values" in answer
+                else {k: v for k, v in answer.items() if k != "input"}
+            )
             console.line(f"{answer['input']}: " + ", ".join(f"{k} {number(v)}".strip() for k, v in values.items()))
 
 
@@ -233,8 +326,15 @@ def _brief(run: RunFolder) -> dict[str, Any]:
     recipe, result = run.recipe(), run.result()
     rows = run.metric_rows()
     steps = result["steps"] if result else max((r["step"] for r in rows), default=0)
-    return {"run": run.path.name, "path": str(run.path), "recipe": recipe.name, "state": "finished" if result else "unfinished", "steps": steps,
-            "metric": result["metric"] if result else None, "value": result["metrics"][result["metric"]] if result else None}
+    return {
+        "run": run.path.name,
+        "path": str(run.path),
+        "recipe": recipe.name,
+        "state": "finished" if result else "unfinished",
+        "steps": steps,
+        "metric": result["metric"] if result else None,
+        "value": result["metrics"][result["metric"]] if result else None,
+    }
 
 
 def runs_list(root: Path) -> dict[str, Any]:
@@ -247,8 +347,14 @@ def print_runs(facts: dict[str, Any]) -> None:
         console.command("groundup train digits-cnn")
         return
     states = {"finished": say("finished", "已完成"), "unfinished": say("unfinished", "未完成")}
-    console.table([say("run", "运行"), say("state", "状态"), say("steps", "步数"), say("result", "结果")],
-                  [[r["run"], states[r["state"]], f"{r['steps']:,}", f"{r['metric']} {number(r['value'])}" if r["metric"] else ""] for r in facts["runs"]], right=(2,))
+    console.table(
+        [say("run", "运行"), say("state", "状态"), say("steps", "步数"), say("result", "结果")],
+        [
+            [r["run"], states[r["state"]], f"{r['steps']:,}", f"{r['metric']} {number(r['value'])}" if r["metric"] else ""]
+            for r in facts["runs"]
+        ],
+        right=(2,),
+    )
 
 
 def runs_show(text: str) -> dict[str, Any]:
@@ -256,12 +362,20 @@ def runs_show(text: str) -> dict[str, Any]:
 
     run = resolve_run(text)
     events = [e for e in read_rows(run.path / "events.jsonl") if e.get("event") != "checkpoint"]
-    return {**_brief(run), "result": run.result(), "decisions": run.decisions, "checkpoints": Checkpoints(run.checkpoints, {}).steps(), "events": events,
-            "command": (run.path / "command.txt").read_text(encoding="utf-8").strip() if (run.path / "command.txt").is_file() else None}
+    return {
+        **_brief(run),
+        "result": run.result(),
+        "decisions": run.decisions,
+        "checkpoints": Checkpoints(run.checkpoints, {}).steps(),
+        "events": events,
+        "command": (run.path / "command.txt").read_text(encoding="utf-8").strip() if (run.path / "command.txt").is_file() else None,
+    }
 
 
 def print_run_details(facts: dict[str, Any]) -> None:
-    console.heading(f"{facts['run']}  ({say(facts['state'], {'finished': '已完成', 'unfinished': '未完成'}[facts['state']])}, {facts['steps']:,} {say('steps', '步')})")
+    console.heading(
+        f"{facts['run']}  ({say(facts['state'], {'finished': '已完成', 'unfinished': '未完成'}[facts['state']])}, {facts['steps']:,} {say('steps', '步')})"
+    )
     if facts["command"]:
         console.command(facts["command"])
     if facts["result"]:
@@ -279,7 +393,12 @@ def print_run_details(facts: dict[str, Any]) -> None:
 
 def runs_compare(texts: list[str]) -> dict[str, Any]:
     if len(texts) < 2:
-        raise RunError("comparing needs two runs or more; {n} was given", "比较至少需要两个运行；只给了 {n} 个", n=len(texts), fix="groundup runs compare RUN RUN")
+        raise RunError(
+            "comparing needs two runs or more; {n} was given",
+            "比较至少需要两个运行；只给了 {n} 个",
+            n=len(texts),
+            fix="groundup runs compare RUN RUN",
+        )
     found = [resolve_run(t) for t in texts]
     first = found[0].recipe()
     changed = sorted({k for run in found[1:] for k in differences(first, run.recipe())})
@@ -287,9 +406,13 @@ def runs_compare(texts: list[str]) -> dict[str, Any]:
     results = [run.result() for run in found]
     metrics = list(dict.fromkeys(m for r in results if r for m in r["metrics"]))
     prints = [files.read_json(run.path / "data.json")["fingerprint"] if (run.path / "data.json").is_file() else None for run in found]
-    return {"runs": [str(run.path) for run in found], "recipe": {k: [f.get(k) for f in flat] for k in changed}, "same_data": len(set(prints)) == 1,
-            "metrics": {m: [r["metrics"].get(m) if r else None for r in results] for m in metrics},
-            "intervals": {m: [r["intervals"].get(m) if r else None for r in results] for m in metrics}}
+    return {
+        "runs": [str(run.path) for run in found],
+        "recipe": {k: [f.get(k) for f in flat] for k in changed},
+        "same_data": len(set(prints)) == 1,
+        "metrics": {m: [r["metrics"].get(m) if r else None for r in results] for m in metrics},
+        "intervals": {m: [r["intervals"].get(m) if r else None for r in results] for m in metrics},
+    }
 
 
 def print_comparison(facts: dict[str, Any]) -> None:
@@ -299,17 +422,30 @@ def print_comparison(facts: dict[str, Any]) -> None:
         console.line(f"{letter}  {name}")
     if facts["recipe"]:
         console.heading(say("recipe: only what differs", "recipe：只列出差异"))
-        console.table([say("key", "键"), *letters], [[k, *("-" if v is None else v for v in values)] for k, values in facts["recipe"].items()])
+        console.table(
+            [say("key", "键"), *letters], [[k, *("-" if v is None else v for v in values)] for k, values in facts["recipe"].items()]
+        )
     console.heading(say("results", "结果"))
-    console.table([say("metric", "指标"), *letters], [[m, *(f"{number(v)}  ({interval(i)})" if i else number(v) for v, i in zip(values, facts["intervals"][m]))]
-                                                    for m, values in facts["metrics"].items()])
-    console.line(say("the runs read the same data", "这些运行读取的是同样的数据") if facts["same_data"] else
-                 say("! the runs read different data: their results do not compare directly", "! 这些运行的数据不同：结果不能直接比较"), style=None if facts["same_data"] else "yellow")
+    console.table(
+        [say("metric", "指标"), *letters],
+        [
+            [m, *(f"{number(v)}  ({interval(i)})" if i else number(v) for v, i in zip(values, facts["intervals"][m]))]
+            for m, values in facts["metrics"].items()
+        ],
+    )
+    console.line(
+        say("the runs read the same data", "这些运行读取的是同样的数据")
+        if facts["same_data"]
+        else say("! the runs read different data: their results do not compare directly", "! 这些运行的数据不同：结果不能直接比较"),
+        style=None if facts["same_data"] else "yellow",
+    )
 
 
 def print_verification(facts: dict[str, Any]) -> None:
     for check in facts["checks"]:
         good = check["problem"] is None
-        console.line(f"{'ok ' if good else 'BAD'} {check['what']}" + ("" if good else f": {check['problem']}"), style=None if good else "red")
+        console.line(
+            f"{'ok ' if good else 'BAD'} {check['what']}" + ("" if good else f": {check['problem']}"), style=None if good else "red"
+        )
     if not facts["checks"]:
         console.line(say("nothing to verify: no checkpoint and no model yet", "没有可校验的内容：还没有检查点和模型"))

@@ -1,6 +1,6 @@
 """The model folder: a self-sufficient model. Weights, config, task card, preprocessing, reference outputs, model card, user code.
 
-    model.safetensors   config.json   groundup.json   preprocessor.json   reference.json   README.md   code/   manifest.json
+model.safetensors   config.json   groundup.json   preprocessor.json   reference.json   README.md   code/   manifest.json
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def reference_inputs(input_shape: tuple[int, ...], count: int = 4) -> Tensor:
     return CounterRandom(0, torch.zeros_like(index), index).uniform("reference", width).reshape(count, *input_shape) * 2 - 1
 
 
-def save(path: Path, *, model: nn.Module, weights: dict[str, Tensor], task: Task, recipe: Recipe, facts: dict[str, Any], readme: str) -> None:
+def save(
+    path: Path, *, model: nn.Module, weights: dict[str, Tensor], task: Task, recipe: Recipe, facts: dict[str, Any], readme: str
+) -> None:
     """Writes a model folder, whole or not at all.
 
     Args:
@@ -79,7 +81,12 @@ def save(path: Path, *, model: nn.Module, weights: dict[str, Tensor], task: Task
         save_file(unique_tensors(model.state_dict()), temporary / "model.safetensors")
         state = task.state()
         arguments = recipe.model.arguments
-        config = {"architecture": recipe.model.name, "arguments": arguments, "input_shape": list(task.input_shape), "num_outputs": task.num_outputs}
+        config = {
+            "architecture": recipe.model.name,
+            "arguments": arguments,
+            "input_shape": list(task.input_shape),
+            "num_outputs": task.num_outputs,
+        }
         code = {}
         for registry, name in ((MODELS, recipe.model.name), (TASKS, recipe.task.name)):
             if ".py:" in name:
@@ -89,8 +96,12 @@ def save(path: Path, *, model: nn.Module, weights: dict[str, Tensor], task: Task
                 shutil.copyfile(entry.file, temporary / "code" / entry.file.name)
                 code[entry.file.name] = files.sha256(entry.file)
         card = {
-            "format": 1, "task": {"name": recipe.task.name, "arguments": recipe.task.arguments}, "labels": state["labels"], "code": code,
-            "versions": {"groundup": groundup.__version__, "torch": torch.__version__, "python": platform.python_version()}, **facts,
+            "format": 1,
+            "task": {"name": recipe.task.name, "arguments": recipe.task.arguments},
+            "labels": state["labels"],
+            "code": code,
+            "versions": {"groundup": groundup.__version__, "torch": torch.__version__, "python": platform.python_version()},
+            **facts,
         }
         files.write_json(temporary / "config.json", config)
         files.write_json(temporary / "groundup.json", card)
@@ -112,7 +123,10 @@ def _reference(model: nn.Module, task: Task) -> dict[str, Any]:
     with evaluating(model):
         outputs = model(inputs.to(device)).float().cpu()
     digest = hashlib.sha256(inputs.numpy().tobytes()).hexdigest()
-    return {"inputs": {"made_by": "groundup.modelfolder.reference_inputs", "shape": list(inputs.shape), "sha256": digest}, "outputs": outputs.tolist()}
+    return {
+        "inputs": {"made_by": "groundup.modelfolder.reference_inputs", "shape": list(inputs.shape), "sha256": digest},
+        "outputs": outputs.tolist(),
+    }
 
 
 def find(path: str | Path) -> Path:
@@ -129,15 +143,28 @@ def find(path: str | Path) -> Path:
         return folder
     if not (folder / "recipe.yaml").is_file():
         if folder.exists():
-            raise ModelError("{path} is neither a model folder nor a run folder", "{path} 既不是模型目录，也不是运行目录", path=path, fix="groundup runs list")
+            raise ModelError(
+                "{path} is neither a model folder nor a run folder",
+                "{path} 既不是模型目录，也不是运行目录",
+                path=path,
+                fix="groundup runs list",
+            )
         try:
             folder = resolve_run(path).path
         except RunError as error:
-            raise ModelError("no model '{path}': no such folder, and no run of that name", "没有模型 '{path}'：没有这个目录，也没有这个名字的运行",
-                             path=path, fix="groundup runs list") from error
+            raise ModelError(
+                "no model '{path}': no such folder, and no run of that name",
+                "没有模型 '{path}'：没有这个目录，也没有这个名字的运行",
+                path=path,
+                fix="groundup runs list",
+            ) from error
     if not (folder / "model" / "groundup.json").is_file():
-        raise ModelError("{path} has no model yet: its training did not finish", "{path} 还没有模型：训练尚未完成", path=folder,
-                         fix="groundup train --resume --out {path}")
+        raise ModelError(
+            "{path} has no model yet: its training did not finish",
+            "{path} 还没有模型：训练尚未完成",
+            path=folder,
+            fix="groundup train --resume --out {path}",
+        )
     return folder / "model"
 
 
@@ -152,16 +179,28 @@ def load(path: Any, *, trust_code: bool = False, device: str = "cpu") -> Loaded:
     """
     folder = find(getattr(path, "path", path))
     if (reason := damage(folder)) is not None:
-        raise ModelError("{folder} is damaged: {reason}", "{folder} 已损坏：{reason}", folder=folder, reason=reason,
-                         fix="groundup runs verify RUN, or take the folder from a copy", fix_zh="运行 groundup runs verify RUN，或从备份恢复")
+        raise ModelError(
+            "{folder} is damaged: {reason}",
+            "{folder} 已损坏：{reason}",
+            folder=folder,
+            reason=reason,
+            fix="groundup runs verify RUN, or take the folder from a copy",
+            fix_zh="运行 groundup runs verify RUN，或从备份恢复",
+        )
     card, config = files.read_json(folder / "groundup.json"), files.read_json(folder / "config.json")
     names = {"model": config["architecture"], "task": card["task"]["name"]}
     for kind, name in names.items():
         if ".py:" in name:
             code = folder / "code" / Path(name.rpartition(":")[0]).name
             if not trust_code:
-                raise ModelError("{folder} comes with its own code ({code}), which is run only when you trust it", "{folder} 自带代码（{code}），只有在你信任它时才会运行",
-                                 folder=folder, code=f"code/{code.name}", fix="read it, then add --trust-code", fix_zh="先阅读代码，再加 --trust-code")
+                raise ModelError(
+                    "{folder} comes with its own code ({code}), which is run only when you trust it",
+                    "{folder} 自带代码（{code}），只有在你信任它时才会运行",
+                    folder=folder,
+                    code=f"code/{code.name}",
+                    fix="read it, then add --trust-code",
+                    fix_zh="先阅读代码，再加 --trust-code",
+                )
             names[kind] = f"{code}:{name.rpartition(':')[2]}"
     task = build_task(names["task"], card["task"]["arguments"])
     task.load_state({"labels": card["labels"], "preprocessor": files.read_json(folder / "preprocessor.json")})

@@ -70,8 +70,14 @@ class Progress:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
             from rich.progress import Progress as Bar
 
-            self._bar = Bar(TextColumn("{task.description}"), BarColumn(bar_width=12), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
-                            console=out(), transient=True)
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=12),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=out(),
+                transient=True,
+            )
             self._bar.start()
             self._task = self._bar.add_task(title, total=total, completed=completed, text="")
 

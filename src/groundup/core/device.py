@@ -32,12 +32,20 @@ def choose_device(wanted: str = "auto") -> Decision:
         try:
             device = torch.device(wanted)
         except RuntimeError as error:
-            raise RecipeError("train.device = {wanted}: not a device; write auto, cpu, cuda, cuda:1 or mps",
-                              "train.device = {wanted}：不是设备名；可写 auto、cpu、cuda、cuda:1 或 mps", wanted=repr(wanted)) from error
+            raise RecipeError(
+                "train.device = {wanted}: not a device; write auto, cpu, cuda, cuda:1 or mps",
+                "train.device = {wanted}：不是设备名；可写 auto、cpu、cuda、cuda:1 或 mps",
+                wanted=repr(wanted),
+            ) from error
         there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         if not there.get(device.type, False):
-            raise EnvError("device {wanted} was asked for, and torch {version} does not see one", "要求使用设备 {wanted}，但 torch {version} 看不到它",
-                           wanted=repr(wanted), version=torch.__version__, fix="groundup env info")
+            raise EnvError(
+                "device {wanted} was asked for, and torch {version} does not see one",
+                "要求使用设备 {wanted}，但 torch {version} 看不到它",
+                wanted=repr(wanted),
+                version=torch.__version__,
+                fix="groundup env info",
+            )
         return Decision(str(device), "asked for in the recipe", "由 recipe 指定")
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name(0)

@@ -204,6 +204,7 @@ class Watch(Section):
 
     log_every: Positive = 10
     tensorboard: bool = True
+    report: bool = True
     profile: Annotated[Int, Field(ge=0)] = 0
     trackers: list[str] = []
 
@@ -242,13 +243,33 @@ EXTENDABLE = ("train.epochs", "train.steps")
 
 # Names that people bring from other systems -> ours.
 SYNONYMS = {
-    "learning_rate": "optim.lr", "weight_decay": "optim.weight_decay", "momentum": "optim.momentum", "optimizer": "optim.name",
-    "per_device_train_batch_size": "train.batch_size", "batch": "train.batch_size", "bs": "train.batch_size",
-    "gradient_accumulation_steps": "train.micro_batch_size", "num_train_epochs": "train.epochs", "num_epochs": "train.epochs",
-    "max_epochs": "train.epochs", "max_steps": "train.steps", "max_grad_norm": "train.clip_norm", "grad_clip": "train.clip_norm",
-    "save_steps": "train.save_every", "logging_steps": "watch.log_every", "eval_steps": "evaluate.every", "dtype": "train.precision",
-    "amp": "train.precision", "warmup_ratio": "schedule.warmup", "lr_scheduler_type": "schedule.name", "scheduler": "schedule.name",
-    "num_workers": "data.workers", "dataset": "data.source", "pretrained": "init", "arch": "model.name", "patience": "train.early_stopping",
+    "learning_rate": "optim.lr",
+    "weight_decay": "optim.weight_decay",
+    "momentum": "optim.momentum",
+    "optimizer": "optim.name",
+    "per_device_train_batch_size": "train.batch_size",
+    "batch": "train.batch_size",
+    "bs": "train.batch_size",
+    "gradient_accumulation_steps": "train.micro_batch_size",
+    "num_train_epochs": "train.epochs",
+    "num_epochs": "train.epochs",
+    "max_epochs": "train.epochs",
+    "max_steps": "train.steps",
+    "max_grad_norm": "train.clip_norm",
+    "grad_clip": "train.clip_norm",
+    "save_steps": "train.save_every",
+    "logging_steps": "watch.log_every",
+    "eval_steps": "evaluate.every",
+    "dtype": "train.precision",
+    "amp": "train.precision",
+    "warmup_ratio": "schedule.warmup",
+    "lr_scheduler_type": "schedule.name",
+    "scheduler": "schedule.name",
+    "num_workers": "data.workers",
+    "dataset": "data.source",
+    "pretrained": "init",
+    "arch": "model.name",
+    "patience": "train.early_stopping",
 }
 
 
@@ -322,13 +343,18 @@ def parse_yaml(text: str, origin: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise RecipeError(
-            "{origin}, line {line}: not valid YAML: {problem}", "{origin} 第 {line} 行：YAML 格式有误：{problem}",
-            origin=origin, line=mark.line + 1 if mark else "?", problem=getattr(error, "problem", None) or error,
+            "{origin}, line {line}: not valid YAML: {problem}",
+            "{origin} 第 {line} 行：YAML 格式有误：{problem}",
+            origin=origin,
+            line=mark.line + 1 if mark else "?",
+            problem=getattr(error, "problem", None) or error,
         ) from error
     if not isinstance(value, dict):
         raise RecipeError(
-            "{origin}: a recipe is a mapping of keys, this is {kind}", "{origin}：recipe 应是键值映射，这里却是 {kind}",
-            origin=origin, kind="empty" if value is None else type(value).__name__,
+            "{origin}: a recipe is a mapping of keys, this is {kind}",
+            "{origin}：recipe 应是键值映射，这里却是 {kind}",
+            origin=origin,
+            kind="empty" if value is None else type(value).__name__,
         )
     return value
 
@@ -353,7 +379,8 @@ def parse_set(assignment: str) -> tuple[str, Any]:
     key, equals, text = assignment.partition("=")
     if not equals or not key.strip():
         raise RecipeError(
-            "--set {assignment}: write KEY=VALUE, as --set optim.lr=3e-4", "--set {assignment}：应写作 键=值，例如 --set optim.lr=3e-4",
+            "--set {assignment}: write KEY=VALUE, as --set optim.lr=3e-4",
+            "--set {assignment}：应写作 键=值，例如 --set optim.lr=3e-4",
             assignment=assignment,
         )
     try:
@@ -410,10 +437,18 @@ def build(tree: dict[str, Any], origin: str, *, text: str = "", overridden: Mapp
             chinese.append(f"缺少 '{key}'（{place_zh}）")
         else:
             found = problem.get("input")
-            expected = "; ".join(dict.fromkeys(p["msg"].removeprefix("Value error, ") for p in problems if [str(x) for x in p["loc"]][: key.count(".") + 1] == key.split(".")))
+            expected = "; ".join(
+                dict.fromkeys(
+                    p["msg"].removeprefix("Value error, ")
+                    for p in problems
+                    if [str(x) for x in p["loc"]][: key.count(".") + 1] == key.split(".")
+                )
+            )
             english.append(f"{key} = {found!r} ({place}): {expected}")
             chinese.append(f"{key} = {found!r}（{place_zh}）：{expected}")
-    raise RecipeError("\n  ".join(english).replace("{", "{{").replace("}", "}}"), "\n  ".join(chinese).replace("{", "{{").replace("}", "}}"), _="")
+    raise RecipeError(
+        "\n  ".join(english).replace("{", "{{").replace("}", "}}"), "\n  ".join(chinese).replace("{", "{{").replace("}", "}}"), _=""
+    )
 
 
 def shipped() -> dict[str, Path]:
@@ -443,7 +478,9 @@ def load(recipe: str | Path | Recipe | Mapping[str, Any], overrides: Mapping[str
             hint, hint_zh = did_you_mean(str(recipe), shipped())
             raise RecipeError(
                 "no recipe '{recipe}': not one of the shipped ones and not a file." + hint,
-                "没有名为 '{recipe}' 的 recipe：既不是自带的，也不是文件。" + hint_zh, recipe=recipe, fix="groundup recipes",
+                "没有名为 '{recipe}' 的 recipe：既不是自带的，也不是文件。" + hint_zh,
+                recipe=recipe,
+                fix="groundup recipes",
             )
         try:
             text = path.read_text(encoding="utf-8")

@@ -118,8 +118,12 @@ class Registry(Generic[T]):
         if name not in self._entries:
             hint, hint_zh = did_you_mean(name, self._entries)
             raise self.error(
-                "unknown {kind} '{name}'." + hint, "没有名为 '{name}' 的{kind_zh}。" + hint_zh,
-                fix="groundup {kind}s" if self.kind in ("model", "task") else None, kind=self.kind, kind_zh=self.kind_zh, name=name,
+                "unknown {kind} '{name}'." + hint,
+                "没有名为 '{name}' 的{kind_zh}。" + hint_zh,
+                fix="groundup {kind}s" if self.kind in ("model", "task") else None,
+                kind=self.kind,
+                kind_zh=self.kind_zh,
+                name=name,
             )
         return self._entries[name]
 
@@ -131,8 +135,12 @@ class Registry(Generic[T]):
             public = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == module.__name__]
             hint, hint_zh = did_you_mean(attribute, public)
             raise self.error(
-                "{path} has no {kind} '{attribute}'." + hint, "{path} 里没有{kind_zh} '{attribute}'。" + hint_zh,
-                path=path, kind=self.kind, kind_zh=self.kind_zh, attribute=attribute,
+                "{path} has no {kind} '{attribute}'." + hint,
+                "{path} 里没有{kind_zh} '{attribute}'。" + hint_zh,
+                path=path,
+                kind=self.kind,
+                kind_zh=self.kind_zh,
+                attribute=attribute,
             )
         return Entry(spec, target, None, Path(path).expanduser().resolve())
 
@@ -152,13 +160,23 @@ class Registry(Generic[T]):
                 raise RecipeError(
                     "unknown key '{where}.{name}' for {kind} '{entry}'." + hint,
                     "{kind_zh} '{entry}' 没有参数 '{where}.{name}'。" + hint_zh,
-                    where=where, name=name, kind=self.kind, kind_zh=self.kind_zh, entry=entry.name,
+                    where=where,
+                    name=name,
+                    kind=self.kind,
+                    kind_zh=self.kind_zh,
+                    entry=entry.name,
                 )
         missing = [n for n, p in known.items() if p.default is p.empty and n not in given]
         if missing:
             raise RecipeError(
-                "{kind} '{entry}' needs '{where}.{name}'.", "{kind_zh} '{entry}' 缺少参数 '{where}.{name}'。",
-                fix="--set {where}.{name}=...", where=where, name=missing[0], kind=self.kind, kind_zh=self.kind_zh, entry=entry.name,
+                "{kind} '{entry}' needs '{where}.{name}'.",
+                "{kind_zh} '{entry}' 缺少参数 '{where}.{name}'。",
+                fix="--set {where}.{name}=...",
+                where=where,
+                name=missing[0],
+                kind=self.kind,
+                kind_zh=self.kind_zh,
+                entry=entry.name,
             )
         return given
 
@@ -172,8 +190,12 @@ def load_user_module(path: Path) -> ModuleType:
     path = path.expanduser()
     if not path.is_file():
         raise RecipeError(
-            "no file {path} (looked in {where})", "找不到文件 {path}（在 {where} 里找过）", path=path, where=Path.cwd(),
-            fix="write user code as path/to/file.py:Name", fix_zh="用户代码写作 path/to/file.py:名字",
+            "no file {path} (looked in {where})",
+            "找不到文件 {path}（在 {where} 里找过）",
+            path=path,
+            where=Path.cwd(),
+            fix="write user code as path/to/file.py:Name",
+            fix_zh="用户代码写作 path/to/file.py:名字",
         )
     digest = hashlib.sha256(path.read_bytes() + str(path.resolve()).encode()).hexdigest()[:12]
     name = f"groundup_user_{path.stem}_{digest}"
@@ -189,9 +211,12 @@ def load_user_module(path: Path) -> ModuleType:
     except Exception as error:
         del sys.modules[name]
         raise RecipeError(
-            "{path} failed while it was imported: {cause}", "导入 {path} 时出错：{cause}",
-            path=path, cause=f"{type(error).__name__}: {error}",
-            fix="python {path}   (and --traceback shows where)", fix_zh="python {path}   （加 --traceback 可看到位置）",
+            "{path} failed while it was imported: {cause}",
+            "导入 {path} 时出错：{cause}",
+            path=path,
+            cause=f"{type(error).__name__}: {error}",
+            fix="python {path}   (and --traceback shows where)",
+            fix_zh="python {path}   （加 --traceback 可看到位置）",
         ) from error
     return module
 

@@ -70,6 +70,20 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+_held: list[IO[str]] = []
+
+
+def _forget_locks() -> None:
+    """In a forked child: its copies of the files would keep the locks alive after the parent was killed."""
+    for file in _held:
+        file.close()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
+
+
 class Lock:
     """One process per run folder. The operating system drops it when the process dies, however it dies."""
 
@@ -95,17 +109,22 @@ class Lock:
             holder = file.read().strip() or "?"
             file.close()
             raise RunError(
-                "{folder} is in use by another groundup process (pid {pid})", "{folder} 正被另一个 groundup 进程使用（pid {pid}）",
-                folder=self.path.parent, pid=holder, fix="wait for it, stop it, or choose another --out",
+                "{folder} is in use by another groundup process (pid {pid})",
+                "{folder} 正被另一个 groundup 进程使用（pid {pid}）",
+                folder=self.path.parent,
+                pid=holder,
+                fix="wait for it, stop it, or choose another --out",
                 fix_zh="等它结束、停止它，或换一个 --out",
             ) from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         self._file = file
+        _held.append(file)
 
     def release(self) -> None:
         if self._file is not None:
+            _held.remove(self._file)
             self._file.close()
             self._file = None
 
@@ -138,16 +157,27 @@ class RunFolder:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(
-                "cannot make the run folder {out}: {cause}", "无法创建运行目录 {out}：{cause}", out=out, cause=error.strerror or error,
-                fix="choose another place with --out FOLDER", fix_zh="用 --out 目录 换一个位置",
+                "cannot make the run folder {out}: {cause}",
+                "无法创建运行目录 {out}：{cause}",
+                out=out,
+                cause=error.strerror or error,
+                fix="choose another place with --out FOLDER",
+                fix_zh="用 --out 目录 换一个位置",
             ) from error
         run = cls(out)
         occupied = [p.name for p in out.iterdir() if p.name != ".lock"]
         if occupied:
-            what = ("a run", "一次训练的结果") if (out / "recipe.yaml").is_file() else (f"'{sorted(occupied)[0]}'", f"'{sorted(occupied)[0]}'")
+            what = (
+                ("a run", "一次训练的结果") if (out / "recipe.yaml").is_file() else (f"'{sorted(occupied)[0]}'", f"'{sorted(occupied)[0]}'")
+            )
             raise RunError(
-                "{out} already holds {what}", "{out} 里已经有{what_zh}", out=out, what=what[0], what_zh=what[1],
-                fix="add --resume to continue it, or choose another --out", fix_zh="加 --resume 继续训练，或换一个 --out",
+                "{out} already holds {what}",
+                "{out} 里已经有{what_zh}",
+                out=out,
+                what=what[0],
+                what_zh=what[1],
+                fix="add --resume to continue it, or choose another --out",
+                fix_zh="加 --resume 继续训练，或换一个 --out",
             )
         run._lock_or_explain()
         try:
@@ -156,8 +186,12 @@ class RunFolder:
             files.write_text(out / "recipe.yaml", recipe.to_yaml())  # last: its presence makes the folder a run
         except OSError as error:
             raise RunError(
-                "cannot write to {out}: {cause}", "无法写入 {out}：{cause}", out=out, cause=error.strerror or error,
-                fix="free some space or choose another --out", fix_zh="腾出一些空间，或换一个 --out",
+                "cannot write to {out}: {cause}",
+                "无法写入 {out}：{cause}",
+                out=out,
+                cause=error.strerror or error,
+                fix="free some space or choose another --out",
+                fix_zh="腾出一些空间，或换一个 --out",
             ) from error
         return run
 
@@ -166,16 +200,24 @@ class RunFolder:
             self.lock.acquire()
         except OSError as error:
             raise RunError(
-                "cannot write to {out}: {cause}", "无法写入 {out}：{cause}", out=self.path, cause=error.strerror or error,
-                fix="choose another --out FOLDER", fix_zh="换一个 --out 目录",
+                "cannot write to {out}: {cause}",
+                "无法写入 {out}：{cause}",
+                out=self.path,
+                cause=error.strerror or error,
+                fix="choose another --out FOLDER",
+                fix_zh="换一个 --out 目录",
             ) from error
 
     @classmethod
     def open(cls, path: Path, *, lock: bool = False) -> RunFolder:
         """An existing run folder. Raises RunError where there is none, or (with `lock`) when another process works in it."""
         if not (path / "recipe.yaml").is_file():
-            raise RunError("{path} is not a run folder (it has no recipe.yaml)", "{path} 不是运行目录（里面没有 recipe.yaml）",
-                           path=path, fix="groundup runs list")
+            raise RunError(
+                "{path} is not a run folder (it has no recipe.yaml)",
+                "{path} 不是运行目录（里面没有 recipe.yaml）",
+                path=path,
+                fix="groundup runs list",
+            )
         run = cls(path)
         if lock:
             run._lock_or_explain()

@@ -16,7 +16,8 @@ def seconds(text: str) -> float:
     if not match or match[2] not in _SECONDS or float(match[1]) <= 0:
         raise RecipeError(
             "'{text}' is not a duration; write a number and its unit, as 60s, 10min or 2h",
-            "'{text}' 不是时长；请写数字加单位，例如 60s、10min 或 2h", text=text,
+            "'{text}' 不是时长；请写数字加单位，例如 60s、10min 或 2h",
+            text=text,
         )
     return float(match[1]) * _SECONDS[match[2]]
 
@@ -28,7 +29,8 @@ def count(text: str | int) -> int:
     if not match or value <= 0 or value != int(value):
         raise RecipeError(
             "'{text}' is not a count; write a whole positive number, as 500, 20k or 15M",
-            "'{text}' 不是数量；请写正整数，例如 500、20k 或 15M", text=text,
+            "'{text}' 不是数量；请写正整数，例如 500、20k 或 15M",
+            text=text,
         )
     return int(value)
 

@@ -76,10 +76,19 @@ class Dataset:
         position[keep] = np.arange(len(keep))
         describe, inputs = self.describe, self.inputs
         return Dataset(
-            self.name, self.kind, inputs.select(keep) if self.kind == "image" else inputs[keep], self.target[keep],
-            [self.digests[i] for i in keep], lambda i: describe(int(keep[i])),
+            self.name,
+            self.kind,
+            inputs.select(keep) if self.kind == "image" else inputs[keep],
+            self.target[keep],
+            [self.digests[i] for i in keep],
+            lambda i: describe(int(keep[i])),
             {s: p[p >= 0] for s, index in self.given.items() for p in [position[index]]},
-            None if self.groups is None else self.groups[keep], self.feature_names, self.target_names, self.files, self.rejected, self.notes,
+            None if self.groups is None else self.groups[keep],
+            self.feature_names,
+            self.target_names,
+            self.files,
+            self.rejected,
+            self.notes,
         )
 
 
@@ -185,12 +194,19 @@ def picture_array(picture: Any, channels: int | None = None, size: tuple[int, in
 def digests_of(array: NDArray[Any]) -> list[bytes]:
     """A 16-byte digest of each row's bytes."""
     rows = np.ascontiguousarray(array).reshape(len(array), -1)
-    return [hashlib.blake2b(row, digest_size=16).digest() for row in rows]
+    return [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
 
 
 def from_arrays(
-    name: str, inputs: Any, target: Any, *, given: dict[str, Any] | None = None, feature_names: list[str] | None = None,
-    target_names: list[str] | None = None, describe: Callable[[int], str] | None = None, files: dict[str, str] | None = None,
+    name: str,
+    inputs: Any,
+    target: Any,
+    *,
+    given: dict[str, Any] | None = None,
+    feature_names: list[str] | None = None,
+    target_names: list[str] | None = None,
+    describe: Callable[[int], str] | None = None,
+    files: dict[str, str] | None = None,
 ) -> Dataset:
     """A data set from arrays: pictures as [N, H, W] or [N, C, H, W] or [N, H, W, C] (uint8, or reals in 0..1), vectors as [N, features].
 
@@ -199,30 +215,65 @@ def from_arrays(
     """
     x, y = np.asarray(inputs), np.asarray(target)
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
-        raise DataError("{name}: {n} inputs and {m} targets; each record needs one of both", "{name}：输入有 {n} 条，目标有 {m} 条，应一一对应",
-                        name=name, n=len(x) if x.ndim else 0, m=len(y) if y.ndim else 0)
+        raise DataError(
+            "{name}: {n} inputs and {m} targets; each record needs one of both",
+            "{name}：输入有 {n} 条，目标有 {m} 条，应一一对应",
+            name=name,
+            n=len(x) if x.ndim else 0,
+            m=len(y) if y.ndim else 0,
+        )
     if not np.issubdtype(x.dtype, np.number) and x.dtype != bool:
-        raise DataError("{name}: inputs have dtype {dtype}; numbers are expected", "{name}：输入的类型是 {dtype}，应为数值", name=name, dtype=x.dtype)
+        raise DataError(
+            "{name}: inputs have dtype {dtype}; numbers are expected", "{name}：输入的类型是 {dtype}，应为数值", name=name, dtype=x.dtype
+        )
     if x.ndim in (3, 4):
         if x.ndim == 3:
             x = x[:, None]
         elif x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
             x = x.transpose(0, 3, 1, 2)
         if x.shape[1] not in (1, 3):
-            raise DataError("{name}: pictures of shape {shape}; 1 or 3 channels are expected", "{name}：图片形状为 {shape}，应为 1 或 3 个通道",
-                            name=name, shape=x.shape[1:])
+            raise DataError(
+                "{name}: pictures of shape {shape}; 1 or 3 channels are expected",
+                "{name}：图片形状为 {shape}，应为 1 或 3 个通道",
+                name=name,
+                shape=x.shape[1:],
+            )
         if x.dtype != np.uint8:
             low, high = float(x.min(initial=0)), float(x.max(initial=0))
             if not (low >= 0 and high <= 255):
-                raise DataError("{name}: pixel values from {low} to {high}; 0..1 or 0..255 are expected",
-                                "{name}：像素值范围是 {low} 到 {high}，应为 0..1 或 0..255", name=name, low=low, high=high)
+                raise DataError(
+                    "{name}: pixel values from {low} to {high}; 0..1 or 0..255 are expected",
+                    "{name}：像素值范围是 {low} 到 {high}，应为 0..1 或 0..255",
+                    name=name,
+                    low=low,
+                    high=high,
+                )
             x = (x * (255 if high <= 1 else 1)).round().astype(np.uint8)
         images = np.ascontiguousarray(x)
-        return Dataset(name, "image", ArrayImages(images), y, digests_of(images), describe or (lambda i: f"{name}[{i}]"),
-                       _positions(given), files=files or {}, target_names=target_names or [])
+        return Dataset(
+            name,
+            "image",
+            ArrayImages(images),
+            y,
+            digests_of(images),
+            describe or (lambda i: f"{name}[{i}]"),
+            _positions(given),
+            files=files or {},
+            target_names=target_names or [],
+        )
     rows = x.reshape(len(x), -1).astype(np.float64)
-    return Dataset(name, "vector", rows, y, digests_of(rows), describe or (lambda i: f"{name}[{i}]"), _positions(given),
-                   feature_names=feature_names or [f"x{i}" for i in range(rows.shape[1])], target_names=target_names or [], files=files or {})
+    return Dataset(
+        name,
+        "vector",
+        rows,
+        y,
+        digests_of(rows),
+        describe or (lambda i: f"{name}[{i}]"),
+        _positions(given),
+        feature_names=feature_names or [f"x{i}" for i in range(rows.shape[1])],
+        target_names=target_names or [],
+        files=files or {},
+    )
 
 
 def _positions(given: dict[str, Any] | None) -> dict[str, NDArray[np.int64]]:

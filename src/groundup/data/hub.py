@@ -41,9 +41,20 @@ def read_hub(spec: str, columns: Any = None) -> Dataset:
     try:
         loaded = datasets.load_dataset(name, config or None, revision=revision or None)
     except Exception as error:  # `datasets` raises many kinds, network errors among them
-        why = ("the hub cannot be reached, and 'datasets' has no copy", "无法连接 hub，本地缓存也没有") if not online else (str(error), str(error))
-        raise DataError("hub:{name}: {why}", "hub:{name}：{why_zh}", name=name, why=why[0].splitlines()[0], why_zh=why[1].splitlines()[0],
-                        fix="check the network (HF_ENDPOINT names a mirror), or give a local path", fix_zh="检查网络（HF_ENDPOINT 可指定镜像），或给出本地路径") from error
+        why = (
+            ("the hub cannot be reached, and 'datasets' has no copy", "无法连接 hub，本地缓存也没有")
+            if not online
+            else (str(error), str(error))
+        )
+        raise DataError(
+            "hub:{name}: {why}",
+            "hub:{name}：{why_zh}",
+            name=name,
+            why=why[0].splitlines()[0],
+            why_zh=why[1].splitlines()[0],
+            fix="check the network (HF_ENDPOINT names a mirror), or give a local path",
+            fix_zh="检查网络（HF_ENDPOINT 可指定镜像），或给出本地路径",
+        ) from error
     return from_hub_splits(name, dict(loaded), columns)
 
 
@@ -57,9 +68,13 @@ def from_hub_splits(name: str, splits: dict[str, Any], columns: Any = None) -> D
     target = wanted or next((c for c, f in features.items() if isinstance(f, datasets.ClassLabel)), None)
     target = target or next((c for c in ("label", "labels", "target", "class", "y", "fine_label") if c in features), None)
     if image is None or target is None or image not in features or target not in features:
-        raise DataError("hub:{name} has the columns {columns}; one of pictures and one of labels are needed",
-                        "hub:{name} 的列为 {columns}；需要一列图片和一列标签", name=name, columns=", ".join(features),
-                        fix="--set data.columns.image=NAME --set data.columns.target=NAME")
+        raise DataError(
+            "hub:{name} has the columns {columns}; one of pictures and one of labels are needed",
+            "hub:{name} 的列为 {columns}；需要一列图片和一列标签",
+            name=name,
+            columns=", ".join(features),
+            fix="--set data.columns.image=NAME --set data.columns.target=NAME",
+        )
     pictures, labels, given, start = [], [], {}, 0
     names = getattr(features[target], "names", None)
     for split, rows in splits.items():

@@ -19,8 +19,16 @@ from groundup.data import cache
 from groundup.data.dataset import IMAGE_SUFFIXES, ArrayImages, Dataset, FileImages, decode
 from groundup.data.table import read_rows
 
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
-               "dev": "validation", "test": "test", "testing": "test"}
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
 FILE_COLUMNS = ("file", "filename", "file_name", "path", "image", "img")
 LABEL_COLUMNS = ("label", "labels", "class", "target", "category", "y")
 
@@ -31,7 +39,9 @@ def list_labelled(folder: Path) -> tuple[list[Path], list[str], list[str], int]:
     splits = {p: SPLIT_NAMES[p.name.lower()] for p in top if p.name.lower() in SPLIT_NAMES}
     has_splits = len(splits) > 1 and len(splits) == len(top) and any(q.is_dir() for p in top for q in p.iterdir())
     paths, labels, given, other = [], [], [], 0
-    for label_folder, split in [(q, splits[p]) for p in top for q in sorted(p.iterdir()) if q.is_dir()] if has_splits else [(p, "") for p in top]:
+    for label_folder, split in (
+        [(q, splits[p]) for p in top for q in sorted(p.iterdir()) if q.is_dir()] if has_splits else [(p, "") for p in top]
+    ):
         for parent, _, names in sorted(os.walk(label_folder)):
             for name in sorted(names):
                 if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
@@ -54,8 +64,14 @@ def list_from_csv(csv: Path, columns: Any) -> tuple[list[Path], list[str], list[
             raise DataError("{csv} has no column '{wanted}'." + hint, "{csv} 没有列 '{wanted}'。" + hint_zh, csv=csv, wanted=wanted)
         name = wanted.lower() if wanted else next((u for u in usual if u in lower), None)
         if name is None:
-            raise DataError("{csv}: none of its columns ({header}) is known as the {role}", "{csv}：在列（{header}）中认不出哪一列是{role}",
-                            csv=csv, header=", ".join(header), role=role, fix="--set data.columns.{role}=NAME")
+            raise DataError(
+                "{csv}: none of its columns ({header}) is known as the {role}",
+                "{csv}：在列（{header}）中认不出哪一列是{role}",
+                csv=csv,
+                header=", ".join(header),
+                role=role,
+                fix="--set data.columns.{role}=NAME",
+            )
         return lower[name]
 
     file_at, label_at = column(columns.image, FILE_COLUMNS, "image"), column(columns.target, LABEL_COLUMNS, "target")
@@ -97,14 +113,22 @@ def read_image_folder(source: Path, config: Data) -> Dataset:
     if not paths:
         loose = sum(p.suffix.lower() in IMAGE_SUFFIXES for p in source.iterdir()) if source.is_dir() else 0
         if loose:
-            raise DataError("{source} holds {n} pictures and no labels", "{source} 里有 {n} 张图片，但没有标签", source=source, n=loose,
-                            fix="put them into one folder per label (FOLDER/<label>/*.png), or add labels.csv with the columns file,label",
-                            fix_zh="按标签分文件夹存放（目录/<标签>/*.png），或加一个含 file,label 两列的 labels.csv")
-        raise DataError("{source}: no pictures found ({rejected} named ones are missing)" if rejected else "{source}: no pictures found",
-                        "{source}：没有找到图片（表中列出的 {rejected} 张不存在）" if rejected else "{source}：没有找到图片",
-                        source=source, rejected=len(rejected),
-                        fix="expected FOLDER/<label>/*.png|jpg, or FOLDER/labels.csv with the columns file,label",
-                        fix_zh="应为 目录/<标签>/*.png|jpg，或含 file,label 两列的 目录/labels.csv")
+            raise DataError(
+                "{source} holds {n} pictures and no labels",
+                "{source} 里有 {n} 张图片，但没有标签",
+                source=source,
+                n=loose,
+                fix="put them into one folder per label (FOLDER/<label>/*.png), or add labels.csv with the columns file,label",
+                fix_zh="按标签分文件夹存放（目录/<标签>/*.png），或加一个含 file,label 两列的 labels.csv",
+            )
+        raise DataError(
+            "{source}: no pictures found ({rejected} named ones are missing)" if rejected else "{source}: no pictures found",
+            "{source}：没有找到图片（表中列出的 {rejected} 张不存在）" if rejected else "{source}：没有找到图片",
+            source=source,
+            rejected=len(rejected),
+            fix="expected FOLDER/<label>/*.png|jpg, or FOLDER/labels.csv with the columns file,label",
+            fix_zh="应为 目录/<标签>/*.png|jpg，或含 file,label 两列的 目录/labels.csv",
+        )
     notes: list[tuple[str, str]] = []
     if other:
         notes.append((f"{other} files are not pictures and were passed over", f"有 {other} 个文件不是图片，已跳过"))
@@ -114,8 +138,13 @@ def read_image_folder(source: Path, config: Data) -> Dataset:
         heads = list(pool.map(_head, paths))
     sizes = Counter(h["size"] for h in heads if "size" in h)
     if not sizes:
-        raise DataError("{source}: none of its {n} pictures can be read; the first one: {reason}", "{source}：{n} 张图片全部无法读取；第一张的原因：{reason}",
-                        source=source, n=len(paths), reason=heads[0]["error"])
+        raise DataError(
+            "{source}: none of its {n} pictures can be read; the first one: {reason}",
+            "{source}：{n} 张图片全部无法读取；第一张的原因：{reason}",
+            source=source,
+            n=len(paths),
+            reason=heads[0]["error"],
+        )
     channels = config.image.channels if config.image.channels != "auto" else (3 if any(h.get("colour") for h in heads) else 1)
     if config.image.size == "auto":
         if len(sizes) == 1:
@@ -123,25 +152,47 @@ def read_image_folder(source: Path, config: Data) -> Dataset:
         else:
             flat = np.array([s for s, n in sizes.items() for _ in range(n)])
             size = (int(np.median(flat[:, 0])), int(np.median(flat[:, 1])))
-            notes.append((f"pictures have {len(sizes)} sizes; all are resized to the median, {size[1]}x{size[0]} (--set data.image.size=N changes it)",
-                          f"图片有 {len(sizes)} 种尺寸；全部缩放到中位数 {size[1]}x{size[0]}（可用 --set data.image.size=N 修改）"))
+            notes.append(
+                (
+                    f"pictures have {len(sizes)} sizes; all are resized to the median, {size[1]}x{size[0]} (--set data.image.size=N changes it)",
+                    f"图片有 {len(sizes)} 种尺寸；全部缩放到中位数 {size[1]}x{size[0]}（可用 --set data.image.size=N 修改）",
+                )
+            )
     else:
         given_size = config.image.size if isinstance(config.image.size, list) else [config.image.size]
         size = (given_size[0], given_size[-1])
     if len({bool(h.get("colour")) for h in heads if "size" in h}) == 2:
-        notes.append((f"grey and colour pictures are mixed; all are read with {channels} channel(s)", f"灰度图与彩色图混在一起；统一按 {channels} 个通道读取"))
+        notes.append(
+            (
+                f"grey and colour pictures are mixed; all are read with {channels} channel(s)",
+                f"灰度图与彩色图混在一起；统一按 {channels} 个通道读取",
+            )
+        )
 
     images, bad = _decode_all(source.name, paths, heads, channels, size, config.in_memory)
     keep = np.array([i for i in range(len(paths)) if i not in bad], dtype=np.int64)
     names = [str(p.relative_to(root)) if p.is_relative_to(root) else p.name for p in paths]
     rejected += [{"record": names[i], "reason": reason, "reason_zh": f"图片损坏：{reason}"} for i, reason in sorted(bad.items())]
     if not len(keep):
-        raise DataError("{source}: none of its {n} pictures can be decoded; the first one: {reason}", "{source}：{n} 张图片全部无法解码；第一张的原因：{reason}",
-                        source=source, n=len(paths), reason=rejected[0]["reason"])
+        raise DataError(
+            "{source}: none of its {n} pictures can be decoded; the first one: {reason}",
+            "{source}：{n} 张图片全部无法解码；第一张的原因：{reason}",
+            source=source,
+            n=len(paths),
+            reason=rejected[0]["reason"],
+        )
     split_at = {s: np.array([i for i in range(len(paths)) if given[i] == s], dtype=np.int64) for s in sorted(set(given)) if s}
     dataset = Dataset(
-        source.name, "image", images, np.array(labels), [h["digest"] for h in heads], lambda i: names[i], split_at if len(split_at) > 1 else {},
-        files={names[i]: h["digest"].hex() for i, h in enumerate(heads)}, rejected=rejected, notes=notes,
+        source.name,
+        "image",
+        images,
+        np.array(labels),
+        [h["digest"] for h in heads],
+        lambda i: names[i],
+        split_at if len(split_at) > 1 else {},
+        files={names[i]: h["digest"].hex() for i, h in enumerate(heads)},
+        rejected=rejected,
+        notes=notes,
     )
     return dataset.select(keep) if bad else dataset
 

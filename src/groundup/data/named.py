@@ -32,6 +32,11 @@ def locate(name: str, hub_name: str, read: Callable[[Path], Dataset]) -> Dataset
         raise DataError(
             "'{name}' was not found: looked in {looked}, and on the hub as {hub}: {why}",
             "没有找到 '{name}'：查过 {looked}，以及 hub 上的 {hub}：{why_zh}",
-            name=name, looked=looked, hub=hub_name, why=error.en, why_zh=error.zh,
-            fix="put its files into a folder FOLDER/{name} and set GROUNDUP_DATA=FOLDER", fix_zh="把文件放进 目录/{name}，并设置 GROUNDUP_DATA=目录",
+            name=name,
+            looked=looked,
+            hub=hub_name,
+            why=error.en,
+            why_zh=error.zh,
+            fix="put its files into a folder FOLDER/{name} and set GROUNDUP_DATA=FOLDER",
+            fix_zh="把文件放进 目录/{name}，并设置 GROUNDUP_DATA=目录",
         ) from error

@@ -45,13 +45,23 @@ def labels_of(dataset: Dataset) -> NDArray[np.str_]:
     """
     target = dataset.target
     if target.ndim != 1:
-        raise DataError("{name} has {n} target columns; a class label needs one", "{name} 有 {n} 个目标列；类别标签只需要一个", name=dataset.name, n=target.shape[1])
+        raise DataError(
+            "{name} has {n} target columns; a class label needs one",
+            "{name} 有 {n} 个目标列；类别标签只需要一个",
+            name=dataset.name,
+            n=target.shape[1],
+        )
     if np.issubdtype(target.dtype, np.floating):
         whole = target == np.round(target)
         if not whole.all():
             at = int(np.flatnonzero(~whole)[0])
-            raise DataError("{record}: the label is {value}, which is not a class (whole number or text)", "{record}：标签为 {value}，不是类别（应为整数或文本）",
-                            record=dataset.describe(at), value=float(target[at]), fix="--set task=vector-regression   for a real-valued target")
+            raise DataError(
+                "{record}: the label is {value}, which is not a class (whole number or text)",
+                "{record}：标签为 {value}，不是类别（应为整数或文本）",
+                record=dataset.describe(at),
+                value=float(target[at]),
+                fix="--set task=vector-regression   for a real-valued target",
+            )
         target = target.astype(np.int64)
     return target.astype(np.str_)
 
@@ -63,7 +73,12 @@ def keep_classes(dataset: Dataset, classes: list[str]) -> Dataset:
     for label in classes:
         if label not in known:
             hint, hint_zh = did_you_mean(label, known)
-            raise DataError("data.classes: {name} has no label '{label}'." + hint, "data.classes：{name} 没有标签 '{label}'。" + hint_zh, name=dataset.name, label=label)
+            raise DataError(
+                "data.classes: {name} has no label '{label}'." + hint,
+                "data.classes：{name} 没有标签 '{label}'。" + hint_zh,
+                name=dataset.name,
+                label=label,
+            )
     return dataset.select(np.flatnonzero(np.isin(labels, classes)))
 
 
@@ -84,13 +99,27 @@ def prepare(config: Data, *, classification: bool) -> Prepared:
         # A damaged picture among thousands is everyday life; a hole in a table is a question to its owner.
         policy = config.on_bad_record if config.on_bad_record != "auto" else ("skip" if dataset.kind == "image" else "stop")
         first, count, total = dataset.rejected[0], len(dataset.rejected), len(dataset.rejected) + len(dataset)
-        facts = {"n": count, "total": total, "record": first["record"], "reason": first["reason"], "reason_zh": first.get("reason_zh", first["reason"])}
+        facts = {
+            "n": count,
+            "total": total,
+            "record": first["record"],
+            "reason": first["reason"],
+            "reason_zh": first.get("reason_zh", first["reason"]),
+        }
         if policy == "stop":
-            raise DataError("{n} of {total} records cannot be used; the first: {record}: {reason}", "{total} 条记录中有 {n} 条无法使用；第一条：{record}：{reason_zh}",
-                            fix="groundup data check SPEC lists them; leave them out with --set data.on_bad_record=skip",
-                            fix_zh="用 groundup data check SPEC 查看；用 --set data.on_bad_record=skip 跳过它们", **facts)
-        notes.append(("{n} of {total} records cannot be used and are skipped; the first: {record}: {reason}".format(**facts),
-                      "{total} 条记录中有 {n} 条无法使用，已跳过；第一条：{record}：{reason_zh}".format(**facts)))
+            raise DataError(
+                "{n} of {total} records cannot be used; the first: {record}: {reason}",
+                "{total} 条记录中有 {n} 条无法使用；第一条：{record}：{reason_zh}",
+                fix="groundup data check SPEC lists them; leave them out with --set data.on_bad_record=skip",
+                fix_zh="用 groundup data check SPEC 查看；用 --set data.on_bad_record=skip 跳过它们",
+                **facts,
+            )
+        notes.append(
+            (
+                "{n} of {total} records cannot be used and are skipped; the first: {record}: {reason}".format(**facts),
+                "{total} 条记录中有 {n} 条无法使用，已跳过；第一条：{record}：{reason_zh}".format(**facts),
+            )
+        )
     if config.classes is not None:
         dataset = keep_classes(dataset, config.classes)
     labels = labels_of(dataset) if classification else None
@@ -125,5 +154,9 @@ def absolute_source(config: Data) -> Data:
             return spec
         return str(path.resolve()) + spec[len(base.rpartition(":")[0] if ".py:" in base else base) :]
 
-    source = fixed(config.source) if isinstance(config.source, str) else [part.model_copy(update={"source": fixed(part.source)}) for part in config.source]
+    source = (
+        fixed(config.source)
+        if isinstance(config.source, str)
+        else [part.model_copy(update={"source": fixed(part.source)}) for part in config.source]
+    )
     return config.model_copy(update={"source": source})

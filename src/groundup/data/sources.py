@@ -64,12 +64,22 @@ def _open_one(spec: str, config: Data) -> Dataset:
     if matched:
         tables = [p for p in matched if p.suffix.lower() in (".csv", ".tsv", ".txt", ".npz")]
         if len(tables) != len(matched):
-            raise DataError("{spec} matches {found}; a glob of CSV or npz files is expected", "{spec} 匹配到 {found}；通配符应匹配 CSV 或 npz 文件",
-                            spec=spec, found=matched[0].name, fix="name the folder of pictures itself", fix_zh="图片请直接给出文件夹")
+            raise DataError(
+                "{spec} matches {found}; a glob of CSV or npz files is expected",
+                "{spec} 匹配到 {found}；通配符应匹配 CSV 或 npz 文件",
+                spec=spec,
+                found=matched[0].name,
+                fix="name the folder of pictures itself",
+                fix_zh="图片请直接给出文件夹",
+            )
         return _mixture([(_from_path(p, config), 0.0) for p in tables])
     hint, hint_zh = did_you_mean(spec, DATASETS.names())
-    raise DataError("no data '{spec}': not a built-in name, and no such file or folder." + hint,
-                    "没有数据 '{spec}'：既不是内置名称，也不是文件或文件夹。" + hint_zh, spec=spec, fix="groundup data show digits")
+    raise DataError(
+        "no data '{spec}': not a built-in name, and no such file or folder." + hint,
+        "没有数据 '{spec}'：既不是内置名称，也不是文件或文件夹。" + hint_zh,
+        spec=spec,
+        fix="groundup data show digits",
+    )
 
 
 def _from_path(path: Path, config: Data) -> Dataset:
@@ -83,12 +93,20 @@ def _from_path(path: Path, config: Data) -> Dataset:
     if suffix in (".csv", ".tsv", ".txt", ".data"):
         header, rows = read_rows(path)
         by_name = {h.lower(): i for i, h in enumerate(header)}
-        at = by_name.get(config.columns.image.lower()) if config.columns.image else next((by_name[c] for c in FILE_COLUMNS if c in by_name), None)
+        at = (
+            by_name.get(config.columns.image.lower())
+            if config.columns.image
+            else next((by_name[c] for c in FILE_COLUMNS if c in by_name), None)
+        )
         if at is not None and rows and Path(rows[0][1][at]).suffix.lower() in IMAGE_SUFFIXES:
             return read_image_folder(path, config)
         return read_csv(path, config)
-    raise DataError("{path}: files that end in '{suffix}' cannot be read; known: .csv, .tsv, .npz, folders of pictures, IDX folders",
-                    "{path}：无法读取 '{suffix}' 文件；可读：.csv、.tsv、.npz、图片文件夹、IDX 文件夹", path=path, suffix=suffix or path.name)
+    raise DataError(
+        "{path}: files that end in '{suffix}' cannot be read; known: .csv, .tsv, .npz, folders of pictures, IDX folders",
+        "{path}：无法读取 '{suffix}' 文件；可读：.csv、.tsv、.npz、图片文件夹、IDX 文件夹",
+        path=path,
+        suffix=suffix or path.name,
+    )
 
 
 def _from_user(spec: str) -> Dataset:
@@ -101,8 +119,12 @@ def _from_user(spec: str) -> Dataset:
             pairs = [made[i] for i in range(len(made))]
             made = (np.stack([np.asarray(x) for x, *_ in pairs]), np.asarray([np.asarray(y) for _, y, *_ in pairs])) if pairs else ()
         if not (isinstance(made, tuple) and len(made) == 2):
-            raise DataError("{spec} gave {kind}; a groundup Dataset, a pair (inputs, targets) or a torch Dataset is expected",
-                            "{spec} 返回了 {kind}；应为 groundup 的 Dataset、(输入, 目标) 二元组或 torch 的 Dataset", spec=spec, kind=type(made).__name__)
+            raise DataError(
+                "{spec} gave {kind}; a groundup Dataset, a pair (inputs, targets) or a torch Dataset is expected",
+                "{spec} 返回了 {kind}；应为 groundup 的 Dataset、(输入, 目标) 二元组或 torch 的 Dataset",
+                spec=spec,
+                kind=type(made).__name__,
+            )
         made = from_arrays(entry.file.stem, np.asarray(made[0]), np.asarray(made[1]))
     made.files[entry.file.name] = files.sha256(entry.file)
     return made
@@ -116,8 +138,12 @@ def _mixture(parts: list[tuple[Dataset, float]]) -> Dataset:
     shapes = {(s.kind, s.input_shape, s.target.ndim) for s in sets}
     if len(shapes) > 1:
         listed = "; ".join(f"{s.name}: {s.kind} {s.input_shape}" for s in sets)
-        raise DataError("sources of different shape cannot be mixed ({listed})", "形状不同的数据源不能混合（{listed}）", listed=listed,
-                        fix="--set data.image.size=N --set data.image.channels=1")
+        raise DataError(
+            "sources of different shape cannot be mixed ({listed})",
+            "形状不同的数据源不能混合（{listed}）",
+            listed=listed,
+            fix="--set data.image.size=N --set data.image.channels=1",
+        )
     if all(w > 0 for _, w in parts):
         total = min(len(s) / w for s, w in parts)
         sets = [s.select(np.sort(hashed_order(s.digests, 0)[: max(1, round(total * w))])) for s, w in parts]
@@ -127,8 +153,10 @@ def _mixture(parts: list[tuple[Dataset, float]]) -> Dataset:
         part = int(np.searchsorted(starts, i, side="right")) - 1
         return sets[part].describe(i - int(starts[part]))
 
-    given = {split: np.concatenate([s.given.get(split, np.zeros(0, np.int64)) + starts[i] for i, s in enumerate(sets)])
-             for split in {k for s in sets for k in s.given}}
+    given = {
+        split: np.concatenate([s.given.get(split, np.zeros(0, np.int64)) + starts[i] for i, s in enumerate(sets)])
+        for split in {k for s in sets for k in s.given}
+    }
     images = sets[0].kind == "image"
     if images:  # mixtures of streamed folders are read into memory: they are small compared to one streamed set
         arrays = [s.inputs.load().array if s.inputs.streamed else s.inputs.array for s in sets]
@@ -136,7 +164,17 @@ def _mixture(parts: list[tuple[Dataset, float]]) -> Dataset:
     else:
         inputs = np.concatenate([s.inputs for s in sets])
     return Dataset(
-        "+".join(s.name for s in sets), sets[0].kind, inputs, np.concatenate([s.target for s in sets]), [d for s in sets for d in s.digests],
-        describe, given, None, sets[0].feature_names, sets[0].target_names, {k: v for s in sets for k, v in s.files.items()},
-        [r for s in sets for r in s.rejected], [n for s in sets for n in s.notes],
+        "+".join(s.name for s in sets),
+        sets[0].kind,
+        inputs,
+        np.concatenate([s.target for s in sets]),
+        [d for s in sets for d in s.digests],
+        describe,
+        given,
+        None,
+        sets[0].feature_names,
+        sets[0].target_names,
+        {k: v for s in sets for k, v in s.files.items()},
+        [r for s in sets for r in s.rejected],
+        [n for s in sets for n in s.notes],
     )

@@ -29,18 +29,28 @@ def make_splits(dataset: Dataset, config: Split, labels: NDArray[Any] | None) ->
         DataError: a given split that the data does not have, or too few records to divide.
     """
     if config.by == "document":
-        raise DataError("data.split.by = document is for text; here write record, group or contiguous",
-                        "data.split.by = document 只用于文本；这里请写 record、group 或 contiguous")
+        raise DataError(
+            "data.split.by = document is for text; here write record, group or contiguous",
+            "data.split.by = document 只用于文本；这里请写 record、group 或 contiguous",
+        )
     notes: list[tuple[str, str]] = []
     given = dataset.given
     test = config.test if config.test != "auto" else ("given" if "test" in given else 0.2)
     if config.test == "auto":
-        notes.append(("test split: the data's own", "测试集：数据自带") if test == "given" else
-                     ("test split: 20 % of the records (the data has none of its own)", "测试集：取 20 % 的记录（数据没有自带测试集）"))
+        notes.append(
+            ("test split: the data's own", "测试集：数据自带")
+            if test == "given"
+            else ("test split: 20 % of the records (the data has none of its own)", "测试集：取 20 % 的记录（数据没有自带测试集）")
+        )
     for name, wanted in (("validation", config.validation), ("test", test)):
         if wanted == "given" and name not in given:
-            raise DataError("data.split.{name} = given, and {dataset} has no {name} split of its own", "data.split.{name} = given，但 {dataset} 没有自带的 {name} 集",
-                            name=name, dataset=dataset.name, fix="--set data.split.{name}=0.1")
+            raise DataError(
+                "data.split.{name} = given, and {dataset} has no {name} split of its own",
+                "data.split.{name} = given，但 {dataset} 没有自带的 {name} 集",
+                name=name,
+                dataset=dataset.name,
+                fix="--set data.split.{name}=0.1",
+            )
     splits: Splits = {}
     rest = np.ones(len(dataset), dtype=bool)
     for name, wanted in (("test", test), ("validation", config.validation)):
@@ -48,8 +58,11 @@ def make_splits(dataset: Dataset, config: Split, labels: NDArray[Any] | None) ->
             rest[given[name]] = False
             if wanted == "given" or (name == "validation" and isinstance(wanted, float) and wanted > 0):
                 splits[name] = np.sort(given[name])
-    shares = {name: float(share) for name, share in (("test", test), ("validation", config.validation))
-              if share != "given" and name not in splits and float(share) > 0}
+    shares = {
+        name: float(share)
+        for name, share in (("test", test), ("validation", config.validation))
+        if share != "given" and name not in splits and float(share) > 0
+    }
 
     # Units that must stay together: equal inputs, or equal groups (and then equal inputs across groups tie the groups).
     unit = _units(dataset, config.by == "group")
@@ -58,7 +71,9 @@ def make_splits(dataset: Dataset, config: Split, labels: NDArray[Any] | None) ->
     leaked = np.array([int(unit[i]) in held for i in remaining], dtype=bool)
     if leaked.any():
         count = int(leaked.sum())
-        notes.append((f"{count} training records equal a held-out one and were left out", f"有 {count} 条训练记录与验证/测试记录重复，已移出训练集"))
+        notes.append(
+            (f"{count} training records equal a held-out one and were left out", f"有 {count} 条训练记录与验证/测试记录重复，已移出训练集")
+        )
         remaining = remaining[~leaked]
     if config.by == "contiguous":
         parts, end = {}, len(remaining)
@@ -70,17 +85,32 @@ def make_splits(dataset: Dataset, config: Split, labels: NDArray[Any] | None) ->
         taken = set().union(*first.values()) if first else set()
         clean = np.array([int(unit[i]) not in taken for i in parts["train"]], dtype=bool)
         if not clean.all():
-            notes.append((f"{int((~clean).sum())} training records equal a held-out one and were left out", f"有 {int((~clean).sum())} 条训练记录与验证/测试记录重复，已移出训练集"))
+            notes.append(
+                (
+                    f"{int((~clean).sum())} training records equal a held-out one and were left out",
+                    f"有 {int((~clean).sum())} 条训练记录与验证/测试记录重复，已移出训练集",
+                )
+            )
         parts["train"] = parts["train"][clean]
         splits |= parts
     else:
         splits |= _by_unit(dataset, remaining, unit, labels, shares, config.seed)
     duplicates = len(dataset) - len({*dataset.digests})
     if duplicates:
-        notes.append((f"{duplicates} records are exact duplicates of another; each set of equals stands on one side", f"有 {duplicates} 条记录与其他记录完全相同；相同的记录只出现在同一侧"))
+        notes.append(
+            (
+                f"{duplicates} records are exact duplicates of another; each set of equals stands on one side",
+                f"有 {duplicates} 条记录与其他记录完全相同；相同的记录只出现在同一侧",
+            )
+        )
     if not len(splits["train"]):
-        raise DataError("{name}: nothing is left to train on ({n} records in all)", "{name}：没有剩下可训练的记录（共 {n} 条）", name=dataset.name, n=len(dataset),
-                        fix="--set data.split.validation=0 --set data.split.test=0")
+        raise DataError(
+            "{name}: nothing is left to train on ({n} records in all)",
+            "{name}：没有剩下可训练的记录（共 {n} 条）",
+            name=dataset.name,
+            n=len(dataset),
+            fix="--set data.split.validation=0 --set data.split.test=0",
+        )
     return {name: np.sort(splits[name]) for name in ("train", "validation", "test") if name in splits and len(splits[name])}, notes
 
 
@@ -91,7 +121,9 @@ def _units(dataset: Dataset, by_group: bool) -> NDArray[np.int64]:
     if not by_group:
         return unit
     if dataset.groups is None:
-        raise DataError("data.split.by = group needs a column of groups", "data.split.by = group 需要一列分组", fix="--set data.columns.group=NAME")
+        raise DataError(
+            "data.split.by = group needs a column of groups", "data.split.by = group 需要一列分组", fix="--set data.columns.group=NAME"
+        )
     parent = list(range(len(dataset)))
 
     def root(i: int) -> int:
@@ -107,8 +139,14 @@ def _units(dataset: Dataset, by_group: bool) -> NDArray[np.int64]:
     return np.array([root(i) for i in range(len(dataset))], dtype=np.int64)
 
 
-def _by_unit(dataset: Dataset, remaining: NDArray[np.int64], unit: NDArray[np.int64], labels: NDArray[Any] | None,
-             shares: dict[str, float], seed: int) -> Splits:
+def _by_unit(
+    dataset: Dataset,
+    remaining: NDArray[np.int64],
+    unit: NDArray[np.int64],
+    labels: NDArray[Any] | None,
+    shares: dict[str, float],
+    seed: int,
+) -> Splits:
     """Whole units to each side, class by class (the class of a unit is its first record's)."""
     members: dict[int, list[int]] = {}
     for i in remaining:

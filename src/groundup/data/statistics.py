@@ -18,10 +18,16 @@ def describe(prepared: Prepared, *, classification: bool) -> dict[str, Any]:
     """Numbers of a data set and its splits, JSON-able."""
     dataset = prepared.dataset
     facts: dict[str, Any] = {
-        "name": dataset.name, "kind": dataset.kind, "records": len(dataset), "input_shape": list(dataset.input_shape),
-        "splits": {name: len(index) for name, index in prepared.splits.items()}, "rejected": len(dataset.rejected),
-        "duplicates": len(dataset) - len(set(dataset.digests)), "fingerprint": prepared.fingerprint,
-        "notes": [en for en, _ in prepared.notes], "notes_zh": [zh for _, zh in prepared.notes],
+        "name": dataset.name,
+        "kind": dataset.kind,
+        "records": len(dataset),
+        "input_shape": list(dataset.input_shape),
+        "splits": {name: len(index) for name, index in prepared.splits.items()},
+        "rejected": len(dataset.rejected),
+        "duplicates": len(dataset) - len(set(dataset.digests)),
+        "fingerprint": prepared.fingerprint,
+        "notes": [en for en, _ in prepared.notes],
+        "notes_zh": [zh for _, zh in prepared.notes],
     }
     if classification:
         labels = labels_of(dataset)
@@ -32,11 +38,16 @@ def describe(prepared: Prepared, *, classification: bool) -> dict[str, Any]:
         facts["target"] = {"min": float(target.min()), "mean": float(target.mean()), "std": float(target.std()), "max": float(target.max())}
     if dataset.kind == "image":
         first, second = dataset.inputs.moments(prepared.splits["train"])
-        facts["pixels"] = {"mean": (first / 255).round(4).tolist(), "std": (np.sqrt(np.maximum(second - first**2, 0)) / 255).round(4).tolist()}
+        facts["pixels"] = {
+            "mean": (first / 255).round(4).tolist(),
+            "std": (np.sqrt(np.maximum(second - first**2, 0)) / 255).round(4).tolist(),
+        }
     else:
         x = dataset.inputs[prepared.splits["train"]]
-        facts["features"] = {n: {"min": float(c.min()), "mean": float(c.mean()), "std": float(c.std()), "max": float(c.max())}
-                             for n, c in zip(dataset.feature_names, x.T)}
+        facts["features"] = {
+            n: {"min": float(c.min()), "mean": float(c.mean()), "std": float(c.std()), "max": float(c.max())}
+            for n, c in zip(dataset.feature_names, x.T)
+        }
     return facts
 
 
@@ -48,30 +59,58 @@ def problems(prepared: Prepared, *, classification: bool) -> list[dict[str, Any]
         found.append({"severity": severity, "message": en, "message_zh": zh, "records": records or []})
 
     if dataset.rejected:
-        add("error" if prepared.config.on_bad_record == "stop" else "warning", f"{len(dataset.rejected)} records cannot be used",
-            f"{len(dataset.rejected)} 条记录无法使用", [f"{r['record']}: {r['reason']}" for r in dataset.rejected])
+        add(
+            "error" if prepared.config.on_bad_record == "stop" else "warning",
+            f"{len(dataset.rejected)} records cannot be used",
+            f"{len(dataset.rejected)} 条记录无法使用",
+            [f"{r['record']}: {r['reason']}" for r in dataset.rejected],
+        )
     if classification:
         labels = labels_of(dataset)
         count = Counter(labels.tolist())
         if len(count) < 2:
-            add("error", f"there is a single class, '{next(iter(count))}': nothing can be learned", f"只有一个类别 '{next(iter(count))}'，无法学习")
+            add(
+                "error",
+                f"there is a single class, '{next(iter(count))}': nothing can be learned",
+                f"只有一个类别 '{next(iter(count))}'，无法学习",
+            )
         few = [c for c, n in count.items() if n < 10]
         if few and len(count) > 1:
-            add("warning", f"{len(few)} classes have fewer than 10 records: {', '.join(few[:8])}", f"{len(few)} 个类别不足 10 条记录：{', '.join(few[:8])}")
+            add(
+                "warning",
+                f"{len(few)} classes have fewer than 10 records: {', '.join(few[:8])}",
+                f"{len(few)} 个类别不足 10 条记录：{', '.join(few[:8])}",
+            )
         if count and max(count.values()) > 10 * min(count.values()):
-            add("warning", f"classes are unbalanced: {max(count.values())} to {min(count.values())} records", f"类别不均衡：最多 {max(count.values())} 条，最少 {min(count.values())} 条")
+            add(
+                "warning",
+                f"classes are unbalanced: {max(count.values())} to {min(count.values())} records",
+                f"类别不均衡：最多 {max(count.values())} 条，最少 {min(count.values())} 条",
+            )
         seen: dict[bytes, int] = {}
         clashes = [(seen[d], i) for i, d in enumerate(dataset.digests) if labels[seen.setdefault(d, i)] != labels[i]]
         if clashes:
-            add("warning", f"{len(clashes)} records equal another one that has a different label", f"{len(clashes)} 条记录与另一条完全相同，标签却不同",
-                [f"{dataset.describe(a)} = {dataset.describe(b)} ({labels[a]} / {labels[b]})" for a, b in clashes])
+            add(
+                "warning",
+                f"{len(clashes)} records equal another one that has a different label",
+                f"{len(clashes)} 条记录与另一条完全相同，标签却不同",
+                [f"{dataset.describe(a)} = {dataset.describe(b)} ({labels[a]} / {labels[b]})" for a, b in clashes],
+            )
     if dataset.kind == "vector":
         constant = [n for n, c in zip(dataset.feature_names, dataset.inputs[prepared.splits["train"]].T) if c.min() == c.max()]
         if constant:
-            add("warning", f"{len(constant)} features never change: {', '.join(constant[:8])}", f"{len(constant)} 个特征恒定不变：{', '.join(constant[:8])}")
+            add(
+                "warning",
+                f"{len(constant)} features never change: {', '.join(constant[:8])}",
+                f"{len(constant)} 个特征恒定不变：{', '.join(constant[:8])}",
+            )
     duplicates = len(dataset) - len(set(dataset.digests))
     if duplicates:
-        add("info", f"{duplicates} exact duplicates; each set of equals stands on one side of the split", f"{duplicates} 条完全重复的记录；相同的记录只出现在划分的同一侧")
+        add(
+            "info",
+            f"{duplicates} exact duplicates; each set of equals stands on one side of the split",
+            f"{duplicates} 条完全重复的记录；相同的记录只出现在划分的同一侧",
+        )
     return found
 
 
@@ -87,14 +126,20 @@ def sample_grid(prepared: Prepared, path: Path, *, columns: int = 10, rows: int 
     order = train[hashed_order([dataset.digests[i] for i in train], 0)]
     labels = labels_of(dataset)
     classes = sorted(set(labels[order].tolist()), key=natural)[: rows if len(set(labels.tolist())) > 1 else 1]
-    chosen = [order[labels[order] == c][:columns] for c in classes] if len(classes) > 1 else [order[i * columns : (i + 1) * columns] for i in range(rows)]
+    chosen = (
+        [order[labels[order] == c][:columns] for c in classes]
+        if len(classes) > 1
+        else [order[i * columns : (i + 1) * columns] for i in range(rows)]
+    )
     _, height, width = dataset.input_shape
     zoom = max(1, -(-32 // height))
     sheet = Image.new("RGB", (columns * (width * zoom + 2) + 2, len(chosen) * (height * zoom + 2) + 2), (255, 255, 255))
     for r, index in enumerate(chosen):
         pictures = dataset.inputs.fetch(index).numpy() if len(index) else []
         for c, pixels in enumerate(pictures):
-            picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+            picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).resize(
+                (width * zoom, height * zoom), Image.Resampling.NEAREST
+            )
             sheet.paste(picture, (2 + c * (width * zoom + 2), 2 + r * (height * zoom + 2)))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")

@@ -61,7 +61,8 @@ class StreamedImages:
         self.images, self.workers, self.on_restart = images, workers, on_restart
         self.shape = images.shape
         self._plan: Plan | None = None
-        self._next, self._iterator = 0, iter(())  # type: ignore[var-annotated]
+        self._next = 0
+        self._iterator: Iterator[Tensor] = iter(())
         self._queued: list[NDArray[np.int64]] = []
 
     def follow(self, plan: Plan, start: int) -> None:
@@ -99,7 +100,11 @@ class StreamedImages:
 
     def _workers(self, batches: list[NDArray[np.int64]]) -> Iterator[Tensor]:
         loader: DataLoader[Any] = DataLoader(
-            _Decoding(self.images, list(batches)), batch_size=1, num_workers=self.workers, collate_fn=_first, worker_init_fn=_start_worker,
+            _Decoding(self.images, list(batches)),
+            batch_size=1,
+            num_workers=self.workers,
+            collate_fn=_first,
+            worker_init_fn=_start_worker,
             # Its own generator: the default would draw from the global one, and with it change what dropout draws next.
             generator=torch.Generator().manual_seed(0),
         )

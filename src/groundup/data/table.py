@@ -57,8 +57,14 @@ def read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         raise DataError("{path}: two columns are named '{name}'", "{path}：有两列都叫 '{name}'", path=path, name=twice)
     for line, row in rows:
         if len(row) != len(header):
-            raise DataError("{path} line {line}: {found} cells where the header has {expected}", "{path} 第 {line} 行：有 {found} 个单元格，表头有 {expected} 个",
-                            path=path, line=line, found=len(row), expected=len(header))
+            raise DataError(
+                "{path} line {line}: {found} cells where the header has {expected}",
+                "{path} 第 {line} 行：有 {found} 个单元格，表头有 {expected} 个",
+                path=path,
+                line=line,
+                found=len(row),
+                expected=len(header),
+            )
     return header, rows
 
 
@@ -81,8 +87,13 @@ def read_csv(path: Path, config: Data) -> Dataset:
         raise DataError("{path} has a header and no rows", "{path} 只有表头，没有数据行", path=path)
     columns = config.columns
     wanted = [columns.target] if isinstance(columns.target, str) else columns.target
-    for name in [*(wanted or []), *(columns.features or []), *columns.ignore, *([columns.group] if columns.group else []),
-                 *([columns.split] if columns.split else [])]:
+    for name in [
+        *(wanted or []),
+        *(columns.features or []),
+        *columns.ignore,
+        *([columns.group] if columns.group else []),
+        *([columns.split] if columns.split else []),
+    ]:
         if name not in header:
             hint, hint_zh = did_you_mean(name, header)
             raise DataError("{path} has no column '{name}'." + hint, "{path} 没有列 '{name}'。" + hint_zh, path=path, name=name)
@@ -90,12 +101,21 @@ def read_csv(path: Path, config: Data) -> Dataset:
     if wanted is None:
         lower = {h.lower(): h for h in header}
         wanted = [next((lower[t] for t in TARGETS if t in lower), header[-1])]
-        notes.append((f"the target is the column '{wanted[0]}' (--set data.columns.target=NAME changes it)",
-                      f"目标列是 '{wanted[0]}'（可用 --set data.columns.target=列名 修改）"))
+        notes.append(
+            (
+                f"the target is the column '{wanted[0]}' (--set data.columns.target=NAME changes it)",
+                f"目标列是 '{wanted[0]}'（可用 --set data.columns.target=列名 修改）",
+            )
+        )
     roles = {*wanted, *columns.ignore, *[c for c in (columns.group, columns.split) if c]}
     features = columns.features or [h for h in header if h not in roles]
     if not features:
-        raise DataError("{path} has no feature columns besides the target '{target}'", "{path} 除目标列 '{target}' 外没有特征列", path=path, target=wanted[0])
+        raise DataError(
+            "{path} has no feature columns besides the target '{target}'",
+            "{path} 除目标列 '{target}' 外没有特征列",
+            path=path,
+            target=wanted[0],
+        )
     position = {h: i for i, h in enumerate(header)}
     x = np.empty((len(rows), len(features)))
     missing: dict[int, str] = {}
@@ -117,7 +137,12 @@ def read_csv(path: Path, config: Data) -> Dataset:
             raise DataError(
                 "{path} line {line}: column '{name}' holds the text '{cell}' where numbers are expected ({n} rows are like this)",
                 "{path} 第 {line} 行：列 '{name}' 应为数字，却是文本 '{cell}'（共 {n} 行如此）",
-                path=path, line=line, name=name, cell=cell, n=len(text), fix="--set data.columns.ignore=[{name}]   or   --set data.columns.target={name}",
+                path=path,
+                line=line,
+                name=name,
+                cell=cell,
+                n=len(text),
+                fix="--set data.columns.ignore=[{name}]   or   --set data.columns.target={name}",
             )
     target = np.array([[row[position[t]] for t in wanted] for _, row in rows])
     for r, row in enumerate(target):
@@ -132,14 +157,32 @@ def read_csv(path: Path, config: Data) -> Dataset:
         given = {s: np.array([i for i, n in enumerate(names) if n == s], dtype=np.int64) for s in sorted(set(names))}
     lines = [line for line, _ in rows]
     dataset = Dataset(
-        path.stem, "vector", x, target[:, 0] if len(wanted) == 1 else target, digests_of(x), lambda i: f"{path.name} line {lines[i]}", given, groups,
-        list(features), list(wanted), {path.name: files.sha256(path)},
-        [{"record": f"{path.name} line {lines[r]}", "reason": f"no value in '{c}'", "reason_zh": f"'{c}' 列缺值"} for r, c in sorted(missing.items())], notes,
+        path.stem,
+        "vector",
+        x,
+        target[:, 0] if len(wanted) == 1 else target,
+        digests_of(x),
+        lambda i: f"{path.name} line {lines[i]}",
+        given,
+        groups,
+        list(features),
+        list(wanted),
+        {path.name: files.sha256(path)},
+        [
+            {"record": f"{path.name} line {lines[r]}", "reason": f"no value in '{c}'", "reason_zh": f"'{c}' 列缺值"}
+            for r, c in sorted(missing.items())
+        ],
+        notes,
     )
     keep = np.array([r for r in range(len(rows)) if r not in missing], dtype=np.int64)
     if not len(keep):
-        raise DataError("{path}: every row has a missing value; the first is in column '{name}'", "{path}：每一行都有缺失值；第一处在列 '{name}'",
-                        path=path, name=missing[0], fix="--set data.columns.ignore=[{name}]")
+        raise DataError(
+            "{path}: every row has a missing value; the first is in column '{name}'",
+            "{path}：每一行都有缺失值；第一处在列 '{name}'",
+            path=path,
+            name=missing[0],
+            fix="--set data.columns.ignore=[{name}]",
+        )
     return dataset.select(keep) if missing else dataset
 
 
@@ -154,10 +197,18 @@ def read_npz(path: Path, config: Data) -> Dataset:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except ValueError as error:
-        raise DataError("{path}: {error}", "{path}：{error}", path=path, error=f"holds pickled objects, which are never loaded ({error})" if "pickle" in str(error) else error,
-                        fix="save plain arrays: numpy.savez(FILE, x=..., y=...)", fix_zh="请保存普通数组：numpy.savez(文件, x=..., y=...)") from error
+        raise DataError(
+            "{path}: {error}",
+            "{path}：{error}",
+            path=path,
+            error=f"holds pickled objects, which are never loaded ({error})" if "pickle" in str(error) else error,
+            fix="save plain arrays: numpy.savez(FILE, x=..., y=...)",
+            fix_zh="请保存普通数组：numpy.savez(文件, x=..., y=...)",
+        ) from error
     except (OSError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError("{path} is not a whole npz archive: {error}", "{path} 不是完整的 npz 文件：{error}", path=path, error=error) from error
+        raise DataError(
+            "{path} is not a whole npz archive: {error}", "{path} 不是完整的 npz 文件：{error}", path=path, error=error
+        ) from error
 
     def pick(names: tuple[str, ...], suffix: str = "") -> Any:
         return next((arrays[n + suffix] for n in names if n + suffix in arrays), None)
@@ -168,27 +219,44 @@ def read_npz(path: Path, config: Data) -> Dataset:
     if not parts:
         parts = {"": (pick(inputs), pick(targets))}
     if any(p is None for pair in parts.values() for p in pair):
-        raise DataError("{path} holds the arrays {names}; 'x' and 'y' are expected", "{path} 里的数组是 {names}；应有 'x' 和 'y'",
-                        path=path, names=", ".join(arrays) or "(none)", fix="numpy.savez(FILE, x=..., y=...)")
+        raise DataError(
+            "{path} holds the arrays {names}; 'x' and 'y' are expected",
+            "{path} 里的数组是 {names}；应有 'x' 和 'y'",
+            path=path,
+            names=", ".join(arrays) or "(none)",
+            fix="numpy.savez(FILE, x=..., y=...)",
+        )
     start, given = 0, {}
     for split, (x, y) in parts.items():
         if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
-            raise DataError("{path}: {n} inputs and {m} targets; each record needs one of both", "{path}：输入有 {n} 条，目标有 {m} 条，应一一对应",
-                            path=path, n=len(x) if x.ndim else 0, m=len(y) if y.ndim else 0)
+            raise DataError(
+                "{path}: {n} inputs and {m} targets; each record needs one of both",
+                "{path}：输入有 {n} 条，目标有 {m} 条，应一一对应",
+                path=path,
+                n=len(x) if x.ndim else 0,
+                m=len(y) if y.ndim else 0,
+            )
         given[split] = np.arange(start, start + len(x))
         start += len(x)
     x, y = (np.concatenate([p[i] for p in parts.values()]) for i in (0, 1))
-    dataset = from_arrays(path.stem, x, y, given={s: g for s, g in given.items() if s} if len(given) > 1 else None,
-                          describe=lambda i: f"{path.name}[{i}]", files={path.name: files.sha256(path)})
+    dataset = from_arrays(
+        path.stem,
+        x,
+        y,
+        given={s: g for s, g in given.items() if s} if len(given) > 1 else None,
+        describe=lambda i: f"{path.name}[{i}]",
+        files={path.name: files.sha256(path)},
+    )
     if dataset.kind == "vector":
         finite = np.isfinite(dataset.inputs).all(axis=1)
         if np.issubdtype(y.dtype, np.floating):
             finite &= np.isfinite(y.reshape(len(y), -1)).all(axis=1)
         if not finite.all():
             wrong = np.flatnonzero(~finite)
-            dataset.rejected += [{"record": f"{path.name}[{i}]", "reason": "NaN or infinite", "reason_zh": "含 NaN 或无穷大"} for i in wrong]
+            dataset.rejected += [
+                {"record": f"{path.name}[{i}]", "reason": "NaN or infinite", "reason_zh": "含 NaN 或无穷大"} for i in wrong
+            ]
             if len(wrong) == len(dataset):
                 raise DataError("{path}: every record holds NaN or infinite values", "{path}：每条记录都含 NaN 或无穷大", path=path)
             dataset = dataset.select(np.flatnonzero(finite))
     return dataset
-

@@ -38,8 +38,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def evaluate(task: Task, model: nn.Module, encoded: Encoded, device: torch.device, *, batch_size: int = 1024, intervals: bool = True,
-             stop: Callable[[], bool] = lambda: False) -> MetricSet | None:
+def evaluate(
+    task: Task,
+    model: nn.Module,
+    encoded: Encoded,
+    device: torch.device,
+    *,
+    batch_size: int = 1024,
+    intervals: bool = True,
+    stop: Callable[[], bool] = lambda: False,
+) -> MetricSet | None:
     """The metrics of a split, or None where `stop` asked to leave in the middle.
 
     Args:

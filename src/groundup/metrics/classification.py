@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from groundup.metrics.streamed import RESAMPLES, MetricSet, percentile_interval, ratio
+from groundup.metrics.streamed import RESAMPLES, MetricSet, percentile_interval, poisson_weights, ratio, share_interval
 
 
 def scores_of(confusion: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
@@ -22,8 +22,12 @@ def scores_of(confusion: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     weight = ratio(support, total[..., None])
     return {
         "accuracy": ratio(hit.sum(-1), total),
-        "precision_macro": precision.mean(-1), "recall_macro": recall.mean(-1), "f1_macro": f1.mean(-1),
-        "precision_weighted": (precision * weight).sum(-1), "recall_weighted": (recall * weight).sum(-1), "f1_weighted": (f1 * weight).sum(-1),
+        "precision_macro": precision.mean(-1),
+        "recall_macro": recall.mean(-1),
+        "f1_macro": f1.mean(-1),
+        "precision_weighted": (precision * weight).sum(-1),
+        "recall_weighted": (recall * weight).sum(-1),
+        "f1_weighted": (f1 * weight).sum(-1),
     }
 
 
@@ -34,7 +38,9 @@ class ClassificationMetrics(MetricSet):
         self.classes = classes
         self.confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
         self.top5, self.loss_sum = 0, 0.0
-        self.higher_is_better = dict.fromkeys(scores_of(np.zeros((1, 1))), True) | {"loss": False, "top5_accuracy": True}
+        self.higher_is_better = dict.fromkeys(scores_of(np.zeros((1, 1))), True) | {"loss": False}
+        if len(classes) > 5:
+            self.higher_is_better["top5_accuracy"] = True
 
     def update(self, outputs: Tensor, targets: Tensor, loss_sum: float) -> None:
         outputs = outputs.float()
@@ -48,7 +54,7 @@ class ClassificationMetrics(MetricSet):
     def compute(self) -> dict[str, float]:
         total = int(self.confusion.sum())
         if not total:
-            return {"loss": float("nan"), "accuracy": float("nan")}
+            return dict.fromkeys(self.higher_is_better, float("nan"))
         values = {"loss": self.loss_sum / total} | {k: float(v) for k, v in scores_of(self.confusion.astype(np.float64)).items()}
         if len(self.classes) > 5:
             values["top5_accuracy"] = self.top5 / total
@@ -71,15 +77,19 @@ class ClassificationMetrics(MetricSet):
             for name, value in scores_of(resampled.reshape(count, n, n)).items():
                 parts.setdefault(name, []).append(value)
         found = {name: percentile_interval(np.concatenate(v)) for name, v in parts.items()}
+        # Recall weighted by support is the accuracy.
+        found["accuracy"] = found["recall_weighted"] = share_interval(int(np.trace(self.confusion)), total)
         if n > 5:
-            found["top5_accuracy"] = percentile_interval(random.binomial(total, self.top5 / total, RESAMPLES) / total)
+            found["top5_accuracy"] = share_interval(self.top5, total)
         return found
 
     def details(self) -> dict[str, Any]:
         c = self.confusion.astype(np.float64)
         hit, support, predicted = np.diagonal(c), c.sum(1), c.sum(0)
         columns = {"precision": ratio(hit, predicted), "recall": ratio(hit, support), "f1": ratio(2 * hit, support + predicted)}
-        per_class = {name: {k: float(v[i]) for k, v in columns.items()} | {"support": int(support[i])} for i, name in enumerate(self.classes)}
+        per_class = {
+            name: {k: float(v[i]) for k, v in columns.items()} | {"support": int(support[i])} for i, name in enumerate(self.classes)
+        }
         return {"per_class": per_class, "confusion": {"classes": self.classes, "rows_are": "true", "matrix": self.confusion.tolist()}}
 
 
@@ -107,7 +117,7 @@ class MultiLabelMetrics(MetricSet):
         self.loss_sum += loss_sum
         if not self.resampling:
             return
-        weights = self.random.poisson(1.0, size=(RESAMPLES, len(true))).astype(np.float64)
+        weights = poisson_weights(self.random, len(true))
         self.resampled += np.tensordot(weights, parts, axes=1)
         self.resampled_exact += weights @ whole
         self.resampled_n += weights.sum(1)
@@ -116,21 +126,31 @@ class MultiLabelMetrics(MetricSet):
         tp, fp, fn = counts[..., 0, :], counts[..., 1, :], counts[..., 2, :]
         f1, support = ratio(2 * tp, 2 * tp + fp + fn), tp + fn
         return {
-            "f1_macro": f1.mean(-1), "f1_micro": ratio(2 * tp.sum(-1), (2 * tp + fp + fn).sum(-1)),
+            "f1_macro": f1.mean(-1),
+            "f1_micro": ratio(2 * tp.sum(-1), (2 * tp + fp + fn).sum(-1)),
             "f1_weighted": ratio((f1 * support).sum(-1), support.sum(-1)),
-            "precision_macro": ratio(tp, tp + fp).mean(-1), "recall_macro": ratio(tp, support).mean(-1), "subset_accuracy": ratio(exact, n),
+            "precision_macro": ratio(tp, tp + fp).mean(-1),
+            "recall_macro": ratio(tp, support).mean(-1),
+            "subset_accuracy": ratio(exact, n),
         }
 
     def compute(self) -> dict[str, float]:
         if not self.n:
-            return {"loss": float("nan"), "f1_macro": float("nan")}
+            return dict.fromkeys(self.higher_is_better, float("nan"))
         scores = self._scores(self.counts.astype(np.float64), np.array(float(self.exact)), np.array(float(self.n)))
         return {"loss": self.loss_sum / self.n / len(self.labels)} | {k: float(v) for k, v in scores.items()}
 
     def intervals(self) -> dict[str, tuple[float, float]]:
-        return {k: percentile_interval(v) for k, v in self._scores(self.resampled, self.resampled_exact, self.resampled_n).items()} if self.n and self.resampling else {}
+        if not (self.n and self.resampling):
+            return {}
+        scores = self._scores(self.resampled, self.resampled_exact, self.resampled_n)
+        return {k: percentile_interval(v) for k, v in scores.items()} | {"subset_accuracy": share_interval(self.exact, self.n)}
 
     def details(self) -> dict[str, Any]:
         tp, fp, fn = self.counts.astype(np.float64)
         columns = {"precision": ratio(tp, tp + fp), "recall": ratio(tp, tp + fn), "f1": ratio(2 * tp, 2 * tp + fp + fn)}
-        return {"per_class": {name: {k: float(v[i]) for k, v in columns.items()} | {"support": int(tp[i] + fn[i])} for i, name in enumerate(self.labels)}}
+        return {
+            "per_class": {
+                name: {k: float(v[i]) for k, v in columns.items()} | {"support": int(tp[i] + fn[i])} for i, name in enumerate(self.labels)
+            }
+        }

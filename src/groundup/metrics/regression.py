@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from groundup.metrics.streamed import RESAMPLES, MetricSet, percentile_interval
+from groundup.metrics.streamed import RESAMPLES, MetricSet, percentile_interval, poisson_weights
 
 
 class RegressionMetrics(MetricSet):
     """Outputs and targets [B, targets], scaled by `scale` and `offset` ([targets]) back to the units of the data.
 
-    Sums are taken around each target's first batch mean, so that R² stays exact for targets far from zero.
+    Sums are taken around each target's first value, so that R² stays exact for targets far from zero, and a constant target has a
+    variance of exactly zero (the mean of equal numbers may be rounded).
     """
 
     higher_is_better = {"loss": False, "mse": False, "rmse": False, "mae": False, "r2": True}
@@ -32,14 +33,14 @@ class RegressionMetrics(MetricSet):
         predicted = outputs.detach().cpu().double().numpy() * self.scale + self.offset
         true = targets.detach().cpu().double().numpy() * self.scale + self.offset
         if self.centre is None:
-            self.centre = true.mean(0)
+            self.centre = true[0]
         error, y = predicted - true, true - self.centre
         parts = np.stack([error**2, np.abs(error), y, y**2], 1)  # [B, 4, targets]
         self.sums[0] += parts.sum(0)
         self.weight[0] += len(true)
         self.loss_sum += loss_sum
         if self.resampling:
-            weights = self.random.poisson(1.0, size=(RESAMPLES, len(true))).astype(np.float64)
+            weights = poisson_weights(self.random, len(true))
             self.sums[1:] += np.tensordot(weights, parts, axes=1)
             self.weight[1:] += weights.sum(1)
 
@@ -48,13 +49,16 @@ class RegressionMetrics(MetricSet):
             mean = self.sums / self.weight[:, None, None]
             mse, mae = mean[:, 0], mean[:, 1]
             variance = mean[:, 3] - mean[:, 2] ** 2
+            constant = ~(variance > 1e-14 * mean[:, 3])  # below it, what is left is rounding
             # A constant target: a perfect prediction counts 1, any other 0 (as scikit-learn).
-            r2 = np.where(variance > 0, 1 - mse / variance, np.where(mse == 0, 1.0, 0.0))
+            r2 = np.where(constant, np.where(mse == 0, 1.0, 0.0), 1 - mse / variance)
+            # A resample that happens to hold one value of a target that varies, or nothing at all, has no R².
+            r2[1:][constant[1:] & ~constant[0]] = np.nan
         return {"mse": mse.mean(1), "rmse": np.sqrt(mse).mean(1), "mae": mae.mean(1), "r2": r2.mean(1)}
 
     def compute(self) -> dict[str, float]:
         if not self.weight[0]:
-            return {"loss": float("nan"), "mse": float("nan")}
+            return dict.fromkeys(self.higher_is_better, float("nan"))
         return {"loss": self.loss_sum / self.weight[0] / len(self.names)} | {k: float(v[0]) for k, v in self._values().items()}
 
     def intervals(self) -> dict[str, tuple[float, float]]:

@@ -54,12 +54,24 @@ class Model(nn.Module, ABC):
 def check_images(name: str, input_shape: tuple[int, ...], smallest: int) -> tuple[int, int, int]:
     """(channels, height, width), or a ModelError that says what the model needs."""
     if len(input_shape) != 3:
-        raise ModelError("model '{name}' takes pictures [channels, height, width]; the data is {shape}", "模型 '{name}' 的输入是图片 [通道, 高, 宽]；数据形状是 {shape}",
-                         name=name, shape=list(input_shape), fix="--set model.name=fcnn")
+        raise ModelError(
+            "model '{name}' takes pictures [channels, height, width]; the data is {shape}",
+            "模型 '{name}' 的输入是图片 [通道, 高, 宽]；数据形状是 {shape}",
+            name=name,
+            shape=list(input_shape),
+            fix="--set model.name=fcnn",
+        )
     channels, height, width = input_shape
     if min(height, width) < smallest:
-        raise ModelError("model '{name}' needs pictures of at least {n}x{n} pixels; these are {h}x{w}", "模型 '{name}' 至少需要 {n}x{n} 像素的图片；现在是 {h}x{w}",
-                         name=name, n=smallest, h=height, w=width, fix="--set data.image.size={n}")
+        raise ModelError(
+            "model '{name}' needs pictures of at least {n}x{n} pixels; these are {h}x{w}",
+            "模型 '{name}' 至少需要 {n}x{n} 像素的图片；现在是 {h}x{w}",
+            name=name,
+            n=smallest,
+            h=height,
+            w=width,
+            fix="--set data.image.size={n}",
+        )
     return channels, height, width
 
 
@@ -81,10 +93,20 @@ def build_model(name: str, arguments: dict[str, Any], input_shape: tuple[int, ..
     except ModelError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ModelError("model '{name}' could not be built with {arguments}: {cause}", "模型 '{name}' 无法用 {arguments} 构建：{cause}",
-                         name=name, arguments=arguments or "no arguments", cause=f"{type(error).__name__}: {error}") from error
+        raise ModelError(
+            "model '{name}' could not be built with {arguments}: {cause}",
+            "模型 '{name}' 无法用 {arguments} 构建：{cause}",
+            name=name,
+            arguments=arguments or "no arguments",
+            cause=f"{type(error).__name__}: {error}",
+        ) from error
     if not isinstance(model, nn.Module):
-        raise ModelError("'{name}' gave {kind}; a torch.nn.Module is expected", "'{name}' 返回了 {kind}；应为 torch.nn.Module", name=name, kind=type(model).__name__)
+        raise ModelError(
+            "'{name}' gave {kind}; a torch.nn.Module is expected",
+            "'{name}' 返回了 {kind}；应为 torch.nn.Module",
+            name=name,
+            kind=type(model).__name__,
+        )
     return model
 
 

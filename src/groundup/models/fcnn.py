@@ -14,16 +14,28 @@ from groundup.models.base import Model
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "silu": nn.SiLU}
 
 
-@MODELS.register("fcnn", Card(
-    summary="fully connected layers with an activation between them", summary_zh="全连接网络：线性层之间加激活函数",
-    source="Rumelhart, Hinton and Williams, Nature 323, 1986", shapes="[B, ...] flattened -> [B, hidden...] -> [B, num_outputs]",
-    limits="knows nothing of neighbourhood in pictures",
-))
+@MODELS.register(
+    "fcnn",
+    Card(
+        summary="fully connected layers with an activation between them",
+        summary_zh="全连接网络：线性层之间加激活函数",
+        source="Rumelhart, Hinton and Williams, Nature 323, 1986",
+        shapes="[B, ...] flattened -> [B, hidden...] -> [B, num_outputs]",
+        limits="knows nothing of neighbourhood in pictures",
+    ),
+)
 class FCNN(Model):
-    def __init__(self, input_shape: tuple[int, ...], num_outputs: int, hidden: Sequence[int] = (128,), activation: str = "relu", dropout: float = 0.0) -> None:
+    def __init__(
+        self, input_shape: tuple[int, ...], num_outputs: int, hidden: Sequence[int] = (128,), activation: str = "relu", dropout: float = 0.0
+    ) -> None:
         super().__init__(input_shape, num_outputs)
         if activation not in ACTIVATIONS:
-            raise ModelError("model.activation = '{found}'; known: {known}", "model.activation = '{found}'；可用：{known}", found=activation, known=", ".join(ACTIVATIONS))
+            raise ModelError(
+                "model.activation = '{found}'; known: {known}",
+                "model.activation = '{found}'；可用：{known}",
+                found=activation,
+                known=", ".join(ACTIVATIONS),
+            )
         widths = [math.prod(input_shape), *([hidden] if isinstance(hidden, int) else hidden)]
         layers: list[nn.Module] = []
         for width_in, width_out in zip(widths, widths[1:]):

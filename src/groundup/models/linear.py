@@ -10,11 +10,16 @@ from groundup.core.registry import MODELS, Card
 from groundup.models.base import Model
 
 
-@MODELS.register("linear", Card(
-    summary="one linear layer on the flattened input: softmax or linear regression", summary_zh="展平输入后的单个线性层：softmax 回归或线性回归",
-    source="Bishop, Pattern Recognition and Machine Learning, 2006, 3.1 and 4.3.4", shapes="[B, ...] -> [B, num_outputs]",
-    limits="classes must be separable by planes",
-))
+@MODELS.register(
+    "linear",
+    Card(
+        summary="one linear layer on the flattened input: softmax or linear regression",
+        summary_zh="展平输入后的单个线性层：softmax 回归或线性回归",
+        source="Bishop, Pattern Recognition and Machine Learning, 2006, 3.1 and 4.3.4",
+        shapes="[B, ...] -> [B, num_outputs]",
+        limits="classes must be separable by planes",
+    ),
+)
 class Linear(Model):
     def __init__(self, input_shape: tuple[int, ...], num_outputs: int) -> None:
         super().__init__(input_shape, num_outputs)

@@ -13,12 +13,16 @@ from groundup.core.registry import MODELS, Card
 from groundup.models.base import Model, check_images
 
 
-@MODELS.register("simple_cnn", Card(
-    summary="one 3x3 convolution, max pooling, two linear layers; any picture size from 4x4", summary_zh="一个 3x3 卷积、最大池化、两个线性层；支持 4x4 以上任意尺寸的图片",
-    source="after LeCun et al., Gradient-based learning applied to document recognition, 1998, section II",
-    shapes="[B, C, H, W] -> conv [B, channels, H-2, W-2] -> pool [B, channels, (H-2)//2, (W-2)//2] -> [B, hidden] -> [B, num_outputs]",
-    limits="the first linear layer grows with the picture's area: past 64x64 take a deeper network",
-))
+@MODELS.register(
+    "simple_cnn",
+    Card(
+        summary="one 3x3 convolution, max pooling, two linear layers; any picture size from 4x4",
+        summary_zh="一个 3x3 卷积、最大池化、两个线性层；支持 4x4 以上任意尺寸的图片",
+        source="after LeCun et al., Gradient-based learning applied to document recognition, 1998, section II",
+        shapes="[B, C, H, W] -> conv [B, channels, H-2, W-2] -> pool [B, channels, (H-2)//2, (W-2)//2] -> [B, hidden] -> [B, num_outputs]",
+        limits="the first linear layer grows with the picture's area: past 64x64 take a deeper network",
+    ),
+)
 class SimpleCNN(Model):
     def __init__(self, input_shape: tuple[int, ...], num_outputs: int, channels: int = 32, hidden: int = 128, dropout: float = 0.0) -> None:
         super().__init__(input_shape, num_outputs)

@@ -98,8 +98,15 @@ class Task(ABC):
 
     # -- training and evaluation -------------------------------------------------------------------------------------------
     @abstractmethod
-    def prepare(self, dataset: Dataset, index: NDArray[np.int64], device: torch.device, *, workers: int = 0,
-                on_restart: Callable[[str], None] | None = None) -> Encoded:
+    def prepare(
+        self,
+        dataset: Dataset,
+        index: NDArray[np.int64],
+        device: torch.device,
+        *,
+        workers: int = 0,
+        on_restart: Callable[[str], None] | None = None,
+    ) -> Encoded:
         """The records at `index` as tensors."""
 
     @abstractmethod
@@ -134,8 +141,14 @@ def numeric_rows(dataset: Dataset, name: str) -> NDArray[np.float64]:
                 try:
                     float(cell)
                 except ValueError as error:
-                    raise DataError("{record}: the target is '{cell}'; task {task} needs numbers", "{record}：目标值是 '{cell}'；任务 {task} 需要数字",
-                                    record=dataset.describe(i), cell=cell, task=name, fix="--set task=vector-classification   for labels") from error
+                    raise DataError(
+                        "{record}: the target is '{cell}'; task {task} needs numbers",
+                        "{record}：目标值是 '{cell}'；任务 {task} 需要数字",
+                        record=dataset.describe(i),
+                        cell=cell,
+                        task=name,
+                        fix="--set task=vector-classification   for labels",
+                    ) from error
         raise
 
 
@@ -151,17 +164,29 @@ class ImageInputs:
         self.shape = dataset.input_shape
 
     def pixel_state(self) -> dict[str, Any]:
-        return {"kind": "image", "shape": list(self.shape), "mean": self.mean, "std": self.std, "scale": "pixels / 255, minus mean, over std"}
+        return {
+            "kind": "image",
+            "shape": list(self.shape),
+            "mean": self.mean,
+            "std": self.std,
+            "scale": "pixels / 255, minus mean, over std",
+        }
 
     def load_pixels(self, state: dict[str, Any]) -> None:
         self.shape, self.mean, self.std = tuple(state["shape"]), state["mean"], state["std"]
 
-    def encode_pixels(self, dataset: Dataset, index: NDArray[np.int64], device: torch.device, workers: int,
-                      on_restart: Callable[[str], None] | None) -> Tensor | StreamedImages:
+    def encode_pixels(
+        self, dataset: Dataset, index: NDArray[np.int64], device: torch.device, workers: int, on_restart: Callable[[str], None] | None
+    ) -> Tensor | StreamedImages:
         if dataset.input_shape != tuple(self.shape):
-            raise DataError("{name} has pictures of shape {found}; the model was made for {expected}", "{name} 的图片形状是 {found}；模型需要 {expected}",
-                            name=dataset.name, found=list(dataset.input_shape), expected=list(self.shape),
-                            fix=f"--set data.image.size=[{self.shape[1]},{self.shape[2]}] --set data.image.channels={self.shape[0]}")
+            raise DataError(
+                "{name} has pictures of shape {found}; the model was made for {expected}",
+                "{name} 的图片形状是 {found}；模型需要 {expected}",
+                name=dataset.name,
+                found=list(dataset.input_shape),
+                expected=list(self.shape),
+                fix=f"--set data.image.size=[{self.shape[1]},{self.shape[2]}] --set data.image.channels={self.shape[0]}",
+            )
         images = dataset.inputs.select(index)
         if isinstance(images, FileImages):
             return StreamedImages(images, workers, on_restart)
@@ -194,7 +219,9 @@ class ImageInputs:
             try:
                 pixels = decode(raw, channels, (height, width))
             except ValueError as error:
-                raise DataError("{where} is not a picture that can be read: {error}", "{where} 不是可读取的图片：{error}", where=where, error=error) from error
+                raise DataError(
+                    "{where} is not a picture that can be read: {error}", "{where} 不是可读取的图片：{error}", where=where, error=error
+                ) from error
         else:
             from PIL import Image
 
@@ -223,8 +250,14 @@ class VectorInputs:
 
     def encode_vectors(self, dataset: Dataset, index: NDArray[np.int64], device: torch.device) -> Tensor:
         if len(dataset.feature_names) != len(self.features):
-            raise DataError("{name} has {found} features; the model was made for {expected} ({names})", "{name} 有 {found} 个特征；模型需要 {expected} 个（{names}）",
-                            name=dataset.name, found=len(dataset.feature_names), expected=len(self.features), names=", ".join(self.features[:8]))
+            raise DataError(
+                "{name} has {found} features; the model was made for {expected} ({names})",
+                "{name} 有 {found} 个特征；模型需要 {expected} 个（{names}）",
+                name=dataset.name,
+                found=len(dataset.feature_names),
+                expected=len(self.features),
+                names=", ".join(self.features[:8]),
+            )
         # Normalised in float64 before it becomes float32: large offsets would lose their small differences otherwise.
         return torch.from_numpy((dataset.inputs[index] - self.mean) / self.std).to(torch.float32).to(device)
 
@@ -234,13 +267,23 @@ class VectorInputs:
         if isinstance(raw, dict):
             lacking = [f for f in self.features if f not in raw]
             if lacking:
-                raise DataError("the input lacks '{name}'; expected: {all}", "输入缺少 '{name}'；应有：{all}", name=lacking[0], all=", ".join(self.features))
+                raise DataError(
+                    "the input lacks '{name}'; expected: {all}",
+                    "输入缺少 '{name}'；应有：{all}",
+                    name=lacking[0],
+                    all=", ".join(self.features),
+                )
             values = [raw[f] for f in self.features]
         else:
-            values = [part for part in str(raw).strip("[]() \n").replace("，", ",").split(",")] if isinstance(raw, str) else list(np.ravel(raw))
+            values = str(raw).strip("[]() \n").replace("，", ",").split(",") if isinstance(raw, str) else list(np.ravel(raw))
         if len(values) != len(self.features):
-            raise DataError("{found} numbers were given; the model takes {expected}: {all}", "给了 {found} 个数；模型需要 {expected} 个：{all}",
-                            found=len(values), expected=len(self.features), all=", ".join(self.features))
+            raise DataError(
+                "{found} numbers were given; the model takes {expected}: {all}",
+                "给了 {found} 个数；模型需要 {expected} 个：{all}",
+                found=len(values),
+                expected=len(self.features),
+                all=", ".join(self.features),
+            )
         try:
             row = np.array([float(v) for v in values])
         except (TypeError, ValueError) as error:
@@ -248,4 +291,3 @@ class VectorInputs:
         if not np.isfinite(row).all():
             raise DataError("'{raw}' holds NaN or an infinite value", "'{raw}' 中有 NaN 或无穷大", raw=raw)
         return torch.from_numpy((row - self.mean) / self.std).to(torch.float32)[None]
-

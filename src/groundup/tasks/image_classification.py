@@ -17,11 +17,16 @@ from groundup.tasks.base import Batch, Encoded, ImageInputs, Task
 from groundup.tasks.labels import ClassLabels
 
 
-@TASKS.register("image-classification", Card(
-    summary="a picture gets one of several labels; cross-entropy", summary_zh="给图片分配多个标签之一；交叉熵损失",
-    source="Bishop, Pattern Recognition and Machine Learning, 2006, 4.3.4", shapes="pictures uint8 [B, C, H, W] -> logits [B, classes]",
-    limits="exactly one label per picture",
-))
+@TASKS.register(
+    "image-classification",
+    Card(
+        summary="a picture gets one of several labels; cross-entropy",
+        summary_zh="给图片分配多个标签之一；交叉熵损失",
+        source="Bishop, Pattern Recognition and Machine Learning, 2006, 4.3.4",
+        shapes="pictures uint8 [B, C, H, W] -> logits [B, classes]",
+        limits="exactly one label per picture",
+    ),
+)
 class ImageClassification(ClassLabels, ImageInputs, Task):
     kind = "image"
     default_metric = "accuracy"
@@ -44,8 +49,15 @@ class ImageClassification(ClassLabels, ImageInputs, Task):
     def input_shape(self) -> tuple[int, ...]:
         return tuple(self.shape)
 
-    def prepare(self, dataset: Dataset, index: NDArray[np.int64], device: torch.device, *, workers: int = 0,
-                on_restart: Callable[[str], None] | None = None) -> Encoded:
+    def prepare(
+        self,
+        dataset: Dataset,
+        index: NDArray[np.int64],
+        device: torch.device,
+        *,
+        workers: int = 0,
+        on_restart: Callable[[str], None] | None = None,
+    ) -> Encoded:
         inputs = self.encode_pixels(dataset, index, device, workers, on_restart)
         return Encoded(inputs, self.encode_labels(dataset, index, device), lambda i: dataset.describe(int(index[i])))
 

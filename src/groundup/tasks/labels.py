@@ -30,9 +30,17 @@ class ClassLabels:
 
     def __init__(self, label_smoothing: float, loss: str, binary: str) -> None:
         if not 0 <= label_smoothing < 1:
-            raise RecipeError("task.label_smoothing = {value}: a share from 0 up to 1 is expected", "task.label_smoothing = {value}：应为 0 到 1 之间的比例", value=label_smoothing)
+            raise RecipeError(
+                "task.label_smoothing = {value}: a share from 0 up to 1 is expected",
+                "task.label_smoothing = {value}：应为 0 到 1 之间的比例",
+                value=label_smoothing,
+            )
         if loss not in ("auto", "cross_entropy", "bce"):
-            raise RecipeError("task.loss = '{value}'; known: auto, cross_entropy, bce", "task.loss = '{value}'；可用：auto、cross_entropy、bce", value=loss)
+            raise RecipeError(
+                "task.loss = '{value}'; known: auto, cross_entropy, bce",
+                "task.loss = '{value}'；可用：auto、cross_entropy、bce",
+                value=loss,
+            )
         self.label_smoothing, self.loss_name, self.binary = label_smoothing, loss, binary
         self.labels: list[str] = []
 
@@ -40,14 +48,28 @@ class ClassLabels:
         labels = labels_of(dataset)
         self.labels = sorted(set(labels.tolist()), key=natural)
         if len(self.labels) < 2:
-            raise DataError("{name} has a single class, '{label}': nothing can be learned from it", "{name} 只有一个类别 '{label}'：无法学习", name=dataset.name, label=self.labels[0])
+            raise DataError(
+                "{name} has a single class, '{label}': nothing can be learned from it",
+                "{name} 只有一个类别 '{label}'：无法学习",
+                name=dataset.name,
+                label=self.labels[0],
+            )
         lacking = sorted(set(self.labels) - set(labels[train].tolist()), key=natural)
         if lacking:
-            raise DataError("the training split has no record of class '{label}' ({n} classes are missing there)", "训练集中没有类别 '{label}' 的记录（共缺 {n} 个类别）",
-                            label=lacking[0], n=len(lacking), fix="--set data.split.by=record   or a larger --set data.train_samples=N")
+            raise DataError(
+                "the training split has no record of class '{label}' ({n} classes are missing there)",
+                "训练集中没有类别 '{label}' 的记录（共缺 {n} 个类别）",
+                label=lacking[0],
+                n=len(lacking),
+                fix="--set data.split.by=record   or a larger --set data.train_samples=N",
+            )
         if self.loss_name == "bce" and len(self.labels) != 2:
-            raise RecipeError("task.loss = bce with one label of {n}; it is for two classes or several target columns", "task.loss = bce 只用于两个类别或多个目标列；这里有 {n} 个类别",
-                              n=len(self.labels), fix="--set task.loss=cross_entropy")
+            raise RecipeError(
+                "task.loss = bce with one label of {n}; it is for two classes or several target columns",
+                "task.loss = bce 只用于两个类别或多个目标列；这里有 {n} 个类别",
+                n=len(self.labels),
+                fix="--set task.loss=cross_entropy",
+            )
 
     @property
     def one_output(self) -> bool:
@@ -63,8 +85,14 @@ class ClassLabels:
         for i, label in zip(index, labels):
             if label not in position:
                 hint, hint_zh = did_you_mean(str(label), self.labels)
-                raise DataError("{record} has the label '{label}', which the model does not know." + hint, "{record} 的标签 '{label}' 是模型不认识的。" + hint_zh,
-                                record=dataset.describe(int(i)), label=label, fix="--set data.classes=[{all}]", all=", ".join(self.labels[:20]))
+                raise DataError(
+                    "{record} has the label '{label}', which the model does not know." + hint,
+                    "{record} 的标签 '{label}' 是模型不认识的。" + hint_zh,
+                    record=dataset.describe(int(i)),
+                    label=label,
+                    fix="--set data.classes=[{all}]",
+                    all=", ".join(self.labels[:20]),
+                )
         return torch.tensor([position[label] for label in labels], dtype=torch.long, device=device)
 
     def label_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -96,9 +124,14 @@ class ClassLabels:
 
         if not isinstance(outputs, Tensor) or outputs.shape != (len(batch.targets), self.num_outputs):
             found = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise ModelError("the model gave {found} for inputs {inputs}; logits of shape {expected} are expected ({n} classes)",
-                             "模型对输入 {inputs} 给出了 {found}；应为形状 {expected} 的 logits（{n} 个类别）",
-                             found=found, inputs=list(batch.inputs.shape), expected=[len(batch.targets), self.num_outputs], n=len(self.labels))
+            raise ModelError(
+                "the model gave {found} for inputs {inputs}; logits of shape {expected} are expected ({n} classes)",
+                "模型对输入 {inputs} 给出了 {found}；应为形状 {expected} 的 logits（{n} 个类别）",
+                found=found,
+                inputs=list(batch.inputs.shape),
+                expected=[len(batch.targets), self.num_outputs],
+                n=len(self.labels),
+            )
         return outputs
 
     def metrics(self) -> MetricSet:

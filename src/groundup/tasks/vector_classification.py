@@ -20,12 +20,16 @@ from groundup.tasks.base import Batch, Encoded, Loss, Task, VectorInputs, numeri
 from groundup.tasks.labels import ClassLabels
 
 
-@TASKS.register("vector-classification", Card(
-    summary="a row of numbers gets one label; two classes and several target columns use binary cross-entropy",
-    summary_zh="给一行数字分配标签；两个类别或多个目标列时用二元交叉熵",
-    source="Bishop, Pattern Recognition and Machine Learning, 2006, 4.3.2 and 4.3.4", shapes="float [B, features] -> logits [B, classes]; [B, 1] for two; [B, labels] for several",
-    limits="missing values are not filled in: rows that have them stop the run or are skipped",
-))
+@TASKS.register(
+    "vector-classification",
+    Card(
+        summary="a row of numbers gets one label; two classes and several target columns use binary cross-entropy",
+        summary_zh="给一行数字分配标签；两个类别或多个目标列时用二元交叉熵",
+        source="Bishop, Pattern Recognition and Machine Learning, 2006, 4.3.2 and 4.3.4",
+        shapes="float [B, features] -> logits [B, classes]; [B, 1] for two; [B, labels] for several",
+        limits="missing values are not filled in: rows that have them stop the run or are skipped",
+    ),
+)
 class VectorClassification(ClassLabels, VectorInputs, Task):
     kind = "vector"
 
@@ -48,8 +52,13 @@ class VectorClassification(ClassLabels, VectorInputs, Task):
         wrong = np.argwhere((rows != 0) & (rows != 1))
         if len(wrong):
             i, j = wrong[0]
-            raise DataError("{record}: label '{label}' is {value}; several labels at once are columns of 0 and 1", "{record}：标签 '{label}' 的值是 {value}；多标签的列只能是 0 和 1",
-                            record=dataset.describe(int(i)), label=self.labels[int(j)], value=rows[i, j])
+            raise DataError(
+                "{record}: label '{label}' is {value}; several labels at once are columns of 0 and 1",
+                "{record}：标签 '{label}' 的值是 {value}；多标签的列只能是 0 和 1",
+                record=dataset.describe(int(i)),
+                label=self.labels[int(j)],
+                value=rows[i, j],
+            )
         return rows
 
     def state(self) -> dict[str, Any]:
@@ -65,10 +74,17 @@ class VectorClassification(ClassLabels, VectorInputs, Task):
 
     @property
     def num_outputs(self) -> int:
-        return len(self.labels) if self.multi_label else ClassLabels.num_outputs.fget(self)  # type: ignore[attr-defined,no-any-return]
+        return len(self.labels) if self.multi_label else ClassLabels.num_outputs.fget(self)  # type: ignore[attr-defined]
 
-    def prepare(self, dataset: Dataset, index: NDArray[np.int64], device: torch.device, *, workers: int = 0,
-                on_restart: Callable[[str], None] | None = None) -> Encoded:
+    def prepare(
+        self,
+        dataset: Dataset,
+        index: NDArray[np.int64],
+        device: torch.device,
+        *,
+        workers: int = 0,
+        on_restart: Callable[[str], None] | None = None,
+    ) -> Encoded:
         if self.multi_label:
             targets = torch.from_numpy(self._zeros_and_ones(dataset)[index]).to(torch.float32).to(device)
         else:

@@ -19,11 +19,16 @@ from groundup.metrics import MetricSet, RegressionMetrics
 from groundup.tasks.base import Batch, Encoded, Loss, Task, VectorInputs, numeric_rows
 
 
-@TASKS.register("vector-regression", Card(
-    summary="a row of numbers gets one or several real numbers; squared, absolute or Huber loss", summary_zh="由一行数字预测一个或多个实数；平方、绝对值或 Huber 损失",
-    source="Bishop, Pattern Recognition and Machine Learning, 2006, 3.1; Huber, Annals of Mathematical Statistics 35, 1964",
-    shapes="float [B, features] -> float [B, targets]", limits="targets are scaled to unit variance while training; metrics are in the data's units",
-))
+@TASKS.register(
+    "vector-regression",
+    Card(
+        summary="a row of numbers gets one or several real numbers; squared, absolute or Huber loss",
+        summary_zh="由一行数字预测一个或多个实数；平方、绝对值或 Huber 损失",
+        source="Bishop, Pattern Recognition and Machine Learning, 2006, 3.1; Huber, Annals of Mathematical Statistics 35, 1964",
+        shapes="float [B, features] -> float [B, targets]",
+        limits="targets are scaled to unit variance while training; metrics are in the data's units",
+    ),
+)
 class VectorRegression(VectorInputs, Task):
     kind = "vector"
     default_metric = "mse"
@@ -32,7 +37,11 @@ class VectorRegression(VectorInputs, Task):
         if loss not in ("mse", "mae", "huber"):
             raise RecipeError("task.loss = '{value}'; known: mse, mae, huber", "task.loss = '{value}'；可用：mse、mae、huber", value=loss)
         if delta <= 0:
-            raise RecipeError("task.delta = {value}: a positive number is expected (in standard deviations of the target)", "task.delta = {value}：应为正数（以目标的标准差为单位）", value=delta)
+            raise RecipeError(
+                "task.delta = {value}: a positive number is expected (in standard deviations of the target)",
+                "task.delta = {value}：应为正数（以目标的标准差为单位）",
+                value=delta,
+            )
         self.loss_name, self.delta = loss, delta
 
     def fit(self, dataset: Dataset, train: NDArray[np.int64]) -> None:
@@ -59,12 +68,24 @@ class VectorRegression(VectorInputs, Task):
     def num_outputs(self) -> int:
         return len(self.targets)
 
-    def prepare(self, dataset: Dataset, index: NDArray[np.int64], device: torch.device, *, workers: int = 0,
-                on_restart: Callable[[str], None] | None = None) -> Encoded:
+    def prepare(
+        self,
+        dataset: Dataset,
+        index: NDArray[np.int64],
+        device: torch.device,
+        *,
+        workers: int = 0,
+        on_restart: Callable[[str], None] | None = None,
+    ) -> Encoded:
         y = numeric_rows(dataset, "vector-regression")
         if y.shape[1] != len(self.targets):
-            raise DataError("{name} has {found} target columns; the model predicts {expected}", "{name} 有 {found} 个目标列；模型预测 {expected} 个",
-                            name=dataset.name, found=y.shape[1], expected=len(self.targets))
+            raise DataError(
+                "{name} has {found} target columns; the model predicts {expected}",
+                "{name} 有 {found} 个目标列；模型预测 {expected} 个",
+                name=dataset.name,
+                found=y.shape[1],
+                expected=len(self.targets),
+            )
         targets = torch.from_numpy((y[index] - self.offset) / self.scale).to(torch.float32).to(device)
         return Encoded(self.encode_vectors(dataset, index, device), targets, lambda i: dataset.describe(int(index[i])))
 
@@ -74,8 +95,13 @@ class VectorRegression(VectorInputs, Task):
     def _outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         outputs = model(batch.inputs)
         if not isinstance(outputs, Tensor) or outputs.shape != batch.targets.shape:
-            raise ModelError("the model gave {found} for inputs {inputs}; {expected} is expected", "模型对输入 {inputs} 给出了 {found}；应为 {expected}",
-                             found=list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__, inputs=list(batch.inputs.shape), expected=list(batch.targets.shape))
+            raise ModelError(
+                "the model gave {found} for inputs {inputs}; {expected} is expected",
+                "模型对输入 {inputs} 给出了 {found}；应为 {expected}",
+                found=list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__,
+                inputs=list(batch.inputs.shape),
+                expected=list(batch.targets.shape),
+            )
         return outputs.float()
 
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:

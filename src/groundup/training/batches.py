@@ -60,4 +60,3 @@ class Batches:
                 bad |= ~torch.isfinite(batch.targets).reshape(len(bad), -1).all(1)
             names += [self.encoded.describe(int(index[start + int(i)])) for i in bad.nonzero()[:, 0]]
         return names
-

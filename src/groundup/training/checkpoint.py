@@ -52,17 +52,24 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     wrong = [n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape]
     if lacking or surplus or wrong:
         name = (lacking + surplus + wrong)[0]
-        raise RunError("the weights do not fit the model: '{name}' is {what} ({n} tensors in all)", "权重与模型不符：'{name}' {what_zh}（共 {n} 个张量）",
-                       name=name, n=len(lacking) + len(surplus) + len(wrong), what="missing" if lacking else "unknown" if surplus else "of another shape",
-                       what_zh="缺失" if lacking else "多余" if surplus else "形状不同")
+        raise RunError(
+            "the weights do not fit the model: '{name}' is {what} ({n} tensors in all)",
+            "权重与模型不符：'{name}' {what_zh}（共 {n} 个张量）",
+            name=name,
+            n=len(lacking) + len(surplus) + len(wrong),
+            what="missing" if lacking else "unknown" if surplus else "of another shape",
+            what_zh="缺失" if lacking else "多余" if surplus else "形状不同",
+        )
     model.load_state_dict(weights, strict=False)
 
 
 def write_manifest(folder: Path) -> None:
-    """Flushes every file of a folder and writes their sizes and digests, last."""
+    """Flushes every file of a folder and writes their sizes and digests, last. README.md is for people, who may edit it: it is not listed."""
     listed = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         files.sync(path)
+        if path.name == "README.md":
+            continue
         listed[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
     with open(folder / "manifest.json", "w", encoding="utf-8") as file:
         json.dump({"format": FORMAT, "files": listed}, file, indent=1)
@@ -75,21 +82,21 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a folder against its manifest, or None. Every byte is read."""
     try:
         manifest = files.read_json(folder / "manifest.json")
-        listed = manifest["files"]
+        listed = {name: (facts["bytes"], facts["sha256"]) for name, facts in manifest["files"].items()}
         if manifest["format"] > FORMAT:
             return f"manifest.json has format {manifest['format']}; this groundup reads up to {FORMAT}"
     except FileNotFoundError:
         return "manifest.json is missing"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"manifest.json is damaged ({type(error).__name__})"
-    for name, facts in listed.items():
+    for name, (size, digest) in listed.items():
         path = folder / name
         try:
             if not path.is_file():
                 return f"{name} is missing"
-            if path.stat().st_size != facts["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes, its manifest says {facts['bytes']}"
-            if files.sha256(path) != facts["sha256"]:
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes, its manifest says {size}"
+            if files.sha256(path) != digest:
                 return f"{name} has changed (its sha256 differs from the manifest)"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
@@ -101,8 +108,8 @@ def commit(temporary: Path, final: Path) -> None:
     old = None
     if final.exists():
         old = files.temporary_sibling(final)
-        os.rename(final, old)
-    os.rename(temporary, final)
+        final.rename(old)
+    temporary.rename(final)
     files.sync(final.parent)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
@@ -161,7 +168,9 @@ class Checkpoints:
             temporary.mkdir()
             save_file(unique_tensors(state.model.state_dict()), temporary / "model.safetensors")
             save_file(unique_tensors(named), temporary / "optim.safetensors")
-            (temporary / "state.json").write_text(json.dumps({"format": FORMAT, "facts": self.facts, **numbers}, indent=1), encoding="utf-8")
+            (temporary / "state.json").write_text(
+                json.dumps({"format": FORMAT, "facts": self.facts, **numbers}, indent=1), encoding="utf-8"
+            )
             write_manifest(temporary)
             commit(temporary, final)
         except SafetensorError as error:  # it wraps the operating system's error in its own
@@ -176,7 +185,7 @@ class Checkpoints:
         for step in self.steps():
             if step not in keep:
                 away = files.temporary_sibling(self.path(step))
-                os.rename(self.path(step), away)  # renamed first: a kill in the middle of removing leaves no half checkpoint
+                self.path(step).rename(away)  # renamed first: a kill in the middle of removing leaves no half checkpoint
                 shutil.rmtree(away, ignore_errors=True)
 
     def load_newest(self, state: TrainState) -> Restored | None:
@@ -197,8 +206,14 @@ class Checkpoints:
             return Restored(step, numbers["facts"], passed_over)
         if passed_over:
             listed = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
-            raise RunError("no checkpoint in {folder} is whole: {listed}", "{folder} 中没有完整的检查点：{listed}", folder=self.folder, listed=listed,
-                           fix="restore the folder from a copy, or start again with another --out", fix_zh="从备份恢复该目录，或用另一个 --out 重新开始")
+            raise RunError(
+                "no checkpoint in {folder} is whole: {listed}",
+                "{folder} 中没有完整的检查点：{listed}",
+                folder=self.folder,
+                listed=listed,
+                fix="restore the folder from a copy, or start again with another --out",
+                fix_zh="从备份恢复该目录，或用另一个 --out 重新开始",
+            )
         return None
 
     def weights(self, step: int, *, ema: bool) -> dict[str, Tensor] | None:

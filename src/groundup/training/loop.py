@@ -67,7 +67,9 @@ class Plan:
 
     def evaluates(self, step: int, total: int) -> bool:
         """Whether `step` is the first one at or past a multiple of `evaluate_every`."""
-        return step > 0 and (step >= total or math.floor(step / self.evaluate_every + 1e-9) > math.floor((step - 1) / self.evaluate_every + 1e-9))
+        return step > 0 and (
+            step >= total or math.floor(step / self.evaluate_every + 1e-9) > math.floor((step - 1) / self.evaluate_every + 1e-9)
+        )
 
 
 @dataclass
@@ -139,8 +141,16 @@ class Keeper:
             watcher.row({"kind": kind, "step": state.step, **facts})
 
 
-def train(state: TrainState, batches: Batches, task: Task, plan: Plan, keeper: Keeper, validation: Encoded | None,
-          watchers: Sequence[Watcher], stop: StopRequest) -> TrainState:
+def train(
+    state: TrainState,
+    batches: Batches,
+    task: Task,
+    plan: Plan,
+    keeper: Keeper,
+    validation: Encoded | None,
+    watchers: Sequence[Watcher],
+    stop: StopRequest,
+) -> TrainState:
     """Trains until the schedule's end, early stopping, or a request to stop (after saving).
 
     Raises:
@@ -283,8 +293,14 @@ def _judge(state: TrainState, plan: Plan, metrics: MetricSet, watchers: Sequence
         state.best_step, state.best_value = state.step, value
     if plan.early_stopping and state.bad_evaluations >= plan.early_stopping.patience:
         state.stopped_early = True
-    row = {"kind": "evaluate", "step": state.step, "epoch": round(state.step / plan.steps_per_epoch, 4), "split": "validation",
-           **values, "best": improved}
+    row = {
+        "kind": "evaluate",
+        "step": state.step,
+        "epoch": round(state.step / plan.steps_per_epoch, 4),
+        "split": "validation",
+        **values,
+        "best": improved,
+    }
     for watcher in watchers:
         watcher.row(row)
     return improved
@@ -293,8 +309,15 @@ def _judge(state: TrainState, plan: Plan, metrics: MetricSet, watchers: Sequence
 def _log(state: TrainState, plan: Plan, report: Report, watchers: Sequence[Watcher]) -> None:
     loss_sum, count = state.window.tolist()
     state.window.zero_()
-    row = {"kind": "train", "step": state.step, "epoch": round(state.step / plan.steps_per_epoch, 4), "samples": state.samples,
-           "loss": loss_sum / count if count else float("nan"), "lr": report.lr, "grad_norm": float(report.grad_norm)}
+    row = {
+        "kind": "train",
+        "step": state.step,
+        "epoch": round(state.step / plan.steps_per_epoch, 4),
+        "samples": state.samples,
+        "loss": loss_sum / count if count else float("nan"),
+        "lr": report.lr,
+        "grad_norm": float(report.grad_norm),
+    }
     if state.scaler is not None:
         row |= {"scale": state.scaler.get_scale(), "skipped": state.skipped}
     for watcher in watchers:
@@ -308,7 +331,13 @@ def _raise_if_bad(state: TrainState, batches: Batches, recent: deque[int], run: 
         return
     records, culprits = batches.records(bad - 1), batches.unusable(bad - 1)
     report = run.path / f"nonfinite-{bad:06d}.json"
-    facts = {"step": bad, "records": records, "records_with_nonfinite_values": culprits, "recent_steps": list(recent), "lr_factor_of_step": bad - 1}
+    facts = {
+        "step": bad,
+        "records": records,
+        "records_with_nonfinite_values": culprits,
+        "recent_steps": list(recent),
+        "lr_factor_of_step": bad - 1,
+    }
     run.event("nonfinite", step=bad, records=culprits or records[:10])
     try:
         files.write_json(report, facts)
@@ -318,10 +347,16 @@ def _raise_if_bad(state: TrainState, batches: Batches, recent: deque[int], run: 
     named = culprits or records
     raise TrainError(
         "the loss or its gradient is not finite at step {step}; the weights are those of step {before}, {last}. "
-        + ("Records with NaN or infinite values: " if culprits else "The batch: ") + "{named}",
-        "第 {step} 步的损失或梯度不是有限值；权重保持在第 {before} 步，{last_zh}。" + ("含 NaN 或无穷大的记录：" if culprits else "该批次：") + "{named}",
-        step=bad, before=bad - 1, last=f"{OVERFLOWS} fp16 updates in a row overflowed" if overflow else f"all of the batch is in {report}",
-        last_zh=f"连续 {OVERFLOWS} 次 fp16 更新溢出" if overflow else f"整个批次见 {report}", named=", ".join(named[:5]) + (", ..." if len(named) > 5 else ""),
+        + ("Records with NaN or infinite values: " if culprits else "The batch: ")
+        + "{named}",
+        "第 {step} 步的损失或梯度不是有限值；权重保持在第 {before} 步，{last_zh}。"
+        + ("含 NaN 或无穷大的记录：" if culprits else "该批次：")
+        + "{named}",
+        step=bad,
+        before=bad - 1,
+        last=f"{OVERFLOWS} fp16 updates in a row overflowed" if overflow else f"all of the batch is in {report}",
+        last_zh=f"连续 {OVERFLOWS} 次 fp16 更新溢出" if overflow else f"整个批次见 {report}",
+        named=", ".join(named[:5]) + (", ..." if len(named) > 5 else ""),
         fix="groundup data check on the records above; or a lower --set optim.lr=..., --set train.clip_norm=1, --set train.precision=float32",
         fix_zh="先用 groundup data check 检查上述记录；或减小 --set optim.lr=...，--set train.clip_norm=1，--set train.precision=float32",
     )
@@ -334,13 +369,28 @@ def _stopped(state: TrainState, stop: StopRequest, keeper: Keeper) -> GroundupEr
         steps = keeper.checkpoints.steps()
         where = f"step {steps[-1]}" if steps else "the beginning"
         where_zh = f"第 {steps[-1]} 步" if steps else "开头"
-        return Stopped("stopped by {signal} at step {step}; its checkpoint could NOT be written ({cause}), so resuming starts from {where}",
-                       "在第 {step} 步被 {signal} 停止；检查点未能写入（{cause}），恢复时将从{where_zh}继续",
-                       exit_status=stop.exit_status, signal=stop.name, step=state.step, cause=keeper.failure, where=where, where_zh=where_zh,
-                       fix="groundup train --resume --out {folder}", folder=_quoted(keeper.run))
-    return Stopped("stopped by {signal} at step {step} of {total}; everything up to here is saved", "在第 {step}/{total} 步被 {signal} 停止；到此为止的进度都已保存",
-                   exit_status=stop.exit_status, signal=stop.name, step=state.step, total=state.total,
-                   fix="groundup train --resume --out {folder}", folder=_quoted(keeper.run))
+        return Stopped(
+            "stopped by {signal} at step {step}; its checkpoint could NOT be written ({cause}), so resuming starts from {where}",
+            "在第 {step} 步被 {signal} 停止；检查点未能写入（{cause}），恢复时将从{where_zh}继续",
+            exit_status=stop.exit_status,
+            signal=stop.name,
+            step=state.step,
+            cause=keeper.failure,
+            where=where,
+            where_zh=where_zh,
+            fix="groundup train --resume --out {folder}",
+            folder=_quoted(keeper.run),
+        )
+    return Stopped(
+        "stopped by {signal} at step {step} of {total}; everything up to here is saved",
+        "在第 {step}/{total} 步被 {signal} 停止；到此为止的进度都已保存",
+        exit_status=stop.exit_status,
+        signal=stop.name,
+        step=state.step,
+        total=state.total,
+        fix="groundup train --resume --out {folder}",
+        folder=_quoted(keeper.run),
+    )
 
 
 def _quoted(run: RunFolder) -> str:

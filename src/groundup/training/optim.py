@@ -37,8 +37,11 @@ def learning_rate_factors(model: nn.Module, groups: dict[str, float]) -> dict[st
         hit = [n for n in names if owner.get(n) == pattern or fnmatch.fnmatchcase(n, pattern)]
         if not hit:
             hint, hint_zh = did_you_mean(pattern, {*owner.values(), *names})
-            raise RecipeError("optim.groups: '{pattern}' matches no layer group and no parameter." + hint,
-                              "optim.groups：'{pattern}' 没有匹配任何层组或参数。" + hint_zh, pattern=pattern)
+            raise RecipeError(
+                "optim.groups: '{pattern}' matches no layer group and no parameter." + hint,
+                "optim.groups：'{pattern}' 没有匹配任何层组或参数。" + hint_zh,
+                pattern=pattern,
+            )
         factors |= dict.fromkeys(hit, value)
     return factors
 
@@ -58,12 +61,19 @@ def build_optimizers(model: nn.Module, config: Optim, device: str) -> list[torch
     owner = group_of_parameters(model)
     last = list(dict.fromkeys(owner.values()))[-1:] or [""]
 
-    def grouped(pairs: list[tuple[str, Tensor]]) -> list[dict[str, Any]]:
-        found: dict[tuple[bool, float], list[Tensor]] = {}
+    def grouped(pairs: list[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+        found: dict[tuple[bool, float], list[nn.Parameter]] = {}
         for name, p in pairs:
             found.setdefault((p.ndim >= 2, factors[name]), []).append(p)
-        return [{"params": params, "lr": config.lr * factor, "base_lr": config.lr * factor, "weight_decay": config.weight_decay if decayed else 0.0}
-                for (decayed, factor), params in found.items()]
+        return [
+            {
+                "params": params,
+                "lr": config.lr * factor,
+                "base_lr": config.lr * factor,
+                "weight_decay": config.weight_decay if decayed else 0.0,
+            }
+            for (decayed, factor), params in found.items()
+        ]
 
     fused = device.split(":")[0] in ("cpu", "cuda") and all(p.dtype in (torch.float32, torch.float64, torch.bfloat16) for _, p in trainable)
     if config.name == "sgd":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -44,7 +44,19 @@ class TrainState:
     overflows: int = 0
     skipped: int = 0
 
-    COUNTERS = ("total", "step", "samples", "tokens", "best_step", "best_value", "bad_evaluations", "evaluated_at", "stopped_early", "overflows", "skipped")
+    COUNTERS = (
+        "total",
+        "step",
+        "samples",
+        "tokens",
+        "best_step",
+        "best_value",
+        "bad_evaluations",
+        "evaluated_at",
+        "stopped_early",
+        "overflows",
+        "skipped",
+    )
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The state besides the model's weights: named tensors, and numbers for JSON."""
@@ -70,7 +82,7 @@ class TrainState:
             named[f"rng.cuda.{i}"] = torch.cuda.get_rng_state(i)
         version, internal, gauss = random.getstate()
         numbers["rng_python"] = [version, list(internal), gauss]
-        kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+        kind, keys, position, has_gauss, cached = cast(tuple[str, Any, int, int, float], np.random.get_state(legacy=True))
         numbers["rng_numpy"] = [kind, [int(v) for v in keys], int(position), int(has_gauss), float(cached)]
         return named, numbers
 
@@ -99,16 +111,26 @@ class TrainState:
                 torch.cuda.set_rng_state(named[f"rng.cuda.{i}"], i)
         version, internal, gauss = numbers["rng_python"]
         random.setstate((version, tuple(internal), gauss))
-        kind, keys, position, has_gauss, cached = numbers["rng_numpy"]
-        np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+        name, keys, position, has_gauss, cached = numbers["rng_numpy"]
+        np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
 
 
-def new_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], total: int, device: torch.device, *, ema: bool, fp16: bool) -> TrainState:
+def new_state(
+    model: nn.Module, optimizers: list[torch.optim.Optimizer], total: int, device: torch.device, *, ema: bool, fp16: bool
+) -> TrainState:
     """The state before the first step."""
     real = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
     averaged = {n: t.detach().clone() for n, t in model.state_dict().items()} if ema else None
     scaler = torch.amp.GradScaler(device.type, init_scale=2.0**14) if fp16 else None
-    return TrainState(model, optimizers, total, torch.zeros(2, dtype=real, device=device), torch.full((), -1, dtype=torch.int64, device=device), averaged, scaler)
+    return TrainState(
+        model,
+        optimizers,
+        total,
+        torch.zeros(2, dtype=real, device=device),
+        torch.full((), -1, dtype=torch.int64, device=device),
+        averaged,
+        scaler,
+    )
 
 
 @torch.no_grad()
@@ -139,8 +161,13 @@ class Snapshot:
 
     @classmethod
     def take(cls, model: nn.Module) -> Snapshot:
-        return cls({n: b.clone() for n, b in model.named_buffers()}, torch.get_rng_state(),
-                   torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [], random.getstate(), np.random.get_state())
+        return cls(
+            {n: b.clone() for n, b in model.named_buffers()},
+            torch.get_rng_state(),
+            torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+            random.getstate(),
+            np.random.get_state(),
+        )
 
     def put_back(self, model: nn.Module) -> None:
         for name, buffer in model.named_buffers():

@@ -84,17 +84,35 @@ class Console(Base):
             done = row["step"] - self.first
             per_step = (time.monotonic() - self.start) / max(done, 1)
             eta = units.human_seconds(per_step * (self.total - row["step"])) if done >= 5 else "--"
-            text = (f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  |g| {row['grad_norm']:.2f}  {row['samples_per_s']:,.0f}/s  "
-                    f"{files.human_bytes(row['memory'])}  eta {eta}")
+            text = (
+                f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  |g| {row['grad_norm']:.2f}  {row['samples_per_s']:,.0f}/s  "
+                f"{files.human_bytes(row['memory'])}  eta {eta}"
+            )
             self.progress.update(row["step"], text)
         elif row["kind"] == "evaluate":
             value = row[self.metric]
             best = say("  (best so far)", "  （目前最好）") if row["best"] else ""
-            self.progress.line(say("step {step}: validation {metric} {value:.4f}, loss {loss:.4f}", "第 {step} 步：验证集 {metric} {value:.4f}，损失 {loss:.4f}",
-                                   step=row["step"], metric=self.metric, value=value, loss=row["loss"]) + best)
+            self.progress.line(
+                say(
+                    "step {step}: validation {metric} {value:.4f}, loss {loss:.4f}",
+                    "第 {step} 步：验证集 {metric} {value:.4f}，损失 {loss:.4f}",
+                    step=row["step"],
+                    metric=self.metric,
+                    value=value,
+                    loss=row["loss"],
+                )
+                + best
+            )
         elif row["kind"] == "checkpoint_failed":
-            self.progress.line(say("! checkpoint of step {step} could not be written: {cause}. Training goes on; the one before it is untouched.",
-                                   "! 第 {step} 步的检查点未能写入：{cause}。训练继续；上一个检查点完好。", step=row["step"], cause=row["cause"]), important=True)
+            self.progress.line(
+                say(
+                    "! checkpoint of step {step} could not be written: {cause}. Training goes on; the one before it is untouched.",
+                    "! 第 {step} 步的检查点未能写入：{cause}。训练继续；上一个检查点完好。",
+                    step=row["step"],
+                    cause=row["cause"],
+                ),
+                important=True,
+            )
 
     def end(self) -> None:
         if hasattr(self, "progress"):
@@ -169,7 +187,9 @@ def user_watcher(spec: str, run: RunFolder) -> Watcher:
     """A tracker of the user's, `path/to/file.py:Name`: built with the run folder's path."""
     path, _, name = spec.rpartition(":")
     if not path.endswith(".py"):
-        raise RecipeError("watch.trackers: '{spec}' is not path/to/file.py:Name", "watch.trackers：'{spec}' 应写作 path/to/file.py:名字", spec=spec)
+        raise RecipeError(
+            "watch.trackers: '{spec}' is not path/to/file.py:Name", "watch.trackers：'{spec}' 应写作 path/to/file.py:名字", spec=spec
+        )
     target = getattr(load_user_module(Path(path)), name, None)
     if target is None:
         raise RecipeError("{path} has no '{name}'", "{path} 里没有 '{name}'", path=path, name=name)

@@ -15,9 +15,14 @@ def groups_of(model: nn.Module, method: str) -> dict[str, list[nn.Module]]:
     """The model's layer groups. Raises ModelError for a model that has none."""
     groups = getattr(model, "layer_groups", None)
     if groups is None:
-        raise ModelError("method '{method}' needs to know the model's layers, and {kind} has no layer_groups()", "方法 '{method}' 需要知道模型的层，而 {kind} 没有 layer_groups()",
-                         method=method, kind=type(model).__name__, fix="derive it from groundup.models.Model, or use --method full",
-                         fix_zh="让它继承 groundup.models.Model，或使用 --method full")
+        raise ModelError(
+            "method '{method}' needs to know the model's layers, and {kind} has no layer_groups()",
+            "方法 '{method}' 需要知道模型的层，而 {kind} 没有 layer_groups()",
+            method=method,
+            kind=type(model).__name__,
+            fix="derive it from groundup.models.Model, or use --method full",
+            fix_zh="让它继承 groundup.models.Model，或使用 --method full",
+        )
     found: dict[str, list[nn.Module]] = groups()
     return found
 
@@ -33,10 +38,15 @@ def freeze_groups(model: nn.Module, groups: dict[str, list[nn.Module]], frozen: 
     return modules
 
 
-@METHODS.register("freeze", Card(
-    summary="the first layer groups are frozen, the rest is trained", summary_zh="冻结前面的层组，训练其余部分", source="Yosinski et al., arXiv 1411.1792",
-    limits="needs layer_groups(); `layers` takes group names or patterns (default: all but the last two groups)",
-))
+@METHODS.register(
+    "freeze",
+    Card(
+        summary="the first layer groups are frozen, the rest is trained",
+        summary_zh="冻结前面的层组，训练其余部分",
+        source="Yosinski et al., arXiv 1411.1792",
+        limits="needs layer_groups(); `layers` takes group names or patterns (default: all but the last two groups)",
+    ),
+)
 def freeze(model: nn.Module, layers: Sequence[str] | None = None) -> list[nn.Module]:
     groups = groups_of(model, "freeze")
     names = list(groups)
@@ -47,6 +57,10 @@ def freeze(model: nn.Module, layers: Sequence[str] | None = None) -> list[nn.Mod
         hit = fnmatch.filter(names, pattern)
         if not hit:
             hint, hint_zh = did_you_mean(pattern, names)
-            raise RecipeError("method.layers: '{pattern}' matches no layer group." + hint, "method.layers：'{pattern}' 没有匹配任何层组。" + hint_zh, pattern=pattern)
+            raise RecipeError(
+                "method.layers: '{pattern}' matches no layer group." + hint,
+                "method.layers：'{pattern}' 没有匹配任何层组。" + hint_zh,
+                pattern=pattern,
+            )
         chosen += hit
     return freeze_groups(model, groups, list(dict.fromkeys(chosen)))

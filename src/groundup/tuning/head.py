@@ -8,10 +8,15 @@ from groundup.core.registry import METHODS, Card
 from groundup.tuning.freeze import freeze_groups, groups_of
 
 
-@METHODS.register("head", Card(
-    summary="only the last layer is trained (a linear probe)", summary_zh="只训练最后一层（线性探测）", source="Alain and Bengio, arXiv 1610.01644",
-    limits="cannot learn features that the base lacks; forgets nothing",
-))
+@METHODS.register(
+    "head",
+    Card(
+        summary="only the last layer is trained (a linear probe)",
+        summary_zh="只训练最后一层（线性探测）",
+        source="Alain and Bengio, arXiv 1610.01644",
+        limits="cannot learn features that the base lacks; forgets nothing",
+    ),
+)
 def head(model: nn.Module) -> list[nn.Module]:
     groups = groups_of(model, "head")
     return freeze_groups(model, groups, list(groups)[:-1])

@@ -1,0 +1,505 @@
+"""A job: everything of one training that stands before the loop starts.
+
+Data, task, model, optimizers, state and plan, with every `auto` decided and written down; restored where there is a checkpoint.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import groundup
+from groundup import modelfolder
+from groundup.core import console, device, files, units
+from groundup.core.errors import DataError, RecipeError, RunError, TrainError, did_you_mean
+from groundup.core.messages import say
+from groundup.core.recipe import EXTENDABLE, RESUMABLE, Data, Named, Recipe, differences, load, shipped
+from groundup.core.registry import METHODS
+from groundup.core.run import RunFolder, command_line, newest_finished, read_rows
+from groundup.data import statistics
+from groundup.data.prepare import Prepared, absolute_source, prepare
+from groundup.data.streaming import default_workers
+from groundup.env import probe
+from groundup.models.base import build_model, count_parameters
+from groundup.tasks.base import Encoded, Task
+from groundup.training import loop
+from groundup.training.batches import Batches
+from groundup.training.checkpoint import Checkpoints
+from groundup.training.optim import build_optimizers
+from groundup.training.state import TrainState, new_state
+
+Overrides = Mapping[str, Any]
+
+
+@dataclass
+class Job:
+    """Everything of one training that is built before the loop."""
+
+    recipe: Recipe
+    run: RunFolder
+    prepared: Prepared
+    task: Task
+    base: modelfolder.Loaded | None
+    state: TrainState
+    plan: loop.Plan
+    batches: Batches
+    keeper: loop.Keeper
+    validation: Encoded | None
+    resumed_from: int | None = None
+
+
+def open_run(
+    recipe: Any, overrides: Overrides, out: Path | None, *, resume: bool, extend: bool
+) -> tuple[Recipe, RunFolder, dict[str, Any] | None]:
+    """The resolved recipe and its locked run folder; and the result, where that run is finished."""
+    existing = resume and out is not None and (out / "recipe.yaml").is_file()
+    if resume and out is None:
+        raise RunError(
+            "--resume needs the run folder",
+            "--resume 需要指定运行目录",
+            fix="groundup train --resume --out RUN   (groundup runs list shows them)",
+        )
+    if not existing:
+        if recipe is None:
+            if resume:
+                raise RunError(
+                    "{out} is not a run folder, and no recipe was given to start one",
+                    "{out} 不是运行目录，也没有给出用于新训练的 recipe",
+                    out=out,
+                    fix="groundup train RECIPE --resume --out {out}",
+                )
+            raise RecipeError("no recipe was given", "没有给出 recipe", fix="groundup recipes")
+        resolved = _absolute(load(recipe, overrides))
+        return resolved, RunFolder.create(resolved, out, command_line()), None
+    assert out is not None
+    run = RunFolder.open(out, lock=True)
+    try:
+        stored = run.recipe()
+        if recipe is None:
+            recipe = stored
+        resolved = _absolute(load(recipe, overrides))
+        differ = {k: v for k, v in differences(stored, resolved).items() if not k.startswith(RESUMABLE)}
+        longer = {k for k in differ if k in EXTENDABLE}
+        refused = {k: v for k, v in differ.items() if not (extend and k in longer)}
+        if refused:
+            listed = "\n".join(f"    {k}: {old!r} -> {new!r}" for k, (old, new) in refused.items())
+            raise RunError(
+                "{out} was started with another recipe; these fields differ (run -> now):\n{listed}",
+                "{out} 是用另一份 recipe 开始的；以下字段不同（原来 -> 现在）：\n{listed}",
+                out=out,
+                listed=listed,
+                fix="add --extend to train longer"
+                if set(refused) <= set(EXTENDABLE)
+                else "groundup train --resume --out {out}   (its own recipe)",
+                fix_zh="加 --extend 以延长训练"
+                if set(refused) <= set(EXTENDABLE)
+                else "groundup train --resume --out {out}   （用它自己的 recipe）",
+            )
+        if (done := run.result()) is not None:
+            if not longer:
+                run.close()
+                return resolved, run, done
+            (out / "result.json").unlink()
+        if differences(stored, resolved):
+            files.write_text(out / "recipe.yaml", resolved.to_yaml())
+    except BaseException:
+        run.close()
+        raise
+    return resolved, run, None
+
+
+def _absolute(recipe: Recipe) -> Recipe:
+    """Paths made absolute, so that the run can be resumed from any folder; tokens refused where no task counts them."""
+    if recipe.train.tokens is not None:
+        raise RecipeError(
+            "train.tokens is for language models; task '{task}' counts samples",
+            "train.tokens 用于语言模型；任务 '{task}' 按样本计数",
+            task=recipe.task.name,
+            fix="--set train.epochs=3   or   --set train.steps=1000",
+        )
+
+    def code(named: Named) -> Named:
+        path, _, attribute = named.name.rpartition(":")
+        return named.model_copy(update={"name": f"{Path(path).expanduser().resolve()}:{attribute}"}) if path.endswith(".py") else named
+
+    init = recipe.init
+    if init and Path(init).expanduser().exists():
+        init = str(Path(init).expanduser().resolve())
+    return recipe.model_copy(
+        update={"data": absolute_source(recipe.data), "model": code(recipe.model), "task": code(recipe.task), "init": init}
+    )
+
+
+def build(recipe: Recipe, run: RunFolder, *, resume: bool, trust_code: bool, train_base: Callable[[str], Path]) -> Job:
+    """Data, task, model, optimizers, state and plan of a run, with every `auto` decided; restored where there is a checkpoint."""
+    console.line(say("run folder {path}", "运行目录 {path}", path=run.path))
+    base = _open_base(recipe, run, trust_code, train_base)
+    task = modelfolder.build_task(recipe.task.name, recipe.task.arguments)
+    prepared = prepare(like_base(recipe.data, base), classification=task.classification)
+    _fit(task, prepared, base)
+    _record_data(run, prepared, task, resumed=resume)
+
+    where = run.decide("device", *_reasoned(device.choose_device(recipe.train.device)))
+    precision = run.decide("precision", *_reasoned(device.choose_precision(recipe.train.precision, where)))
+    threads = run.decide("threads", torch.get_num_threads(), "torch's own choice on this machine", "torch 在本机上的默认值")
+    if recipe.train.deterministic and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)  # another thread count adds in another order: the promise holds for the recorded one
+    device.set_deterministic(recipe.train.deterministic)
+    device.seed_everything(recipe.train.seed)
+    at = torch.device(where)
+
+    if base is not None:
+        model = base.model
+        _new_head(model, task, base)
+    else:
+        model = build_model(recipe.model.name, recipe.model.arguments, task.input_shape, task.num_outputs)
+    model.to(at)
+    method = METHODS.get(recipe.method.name)
+    frozen = method.target(model, **METHODS.build_arguments(method, recipe.method.arguments, "method"))
+    optimizers = build_optimizers(model, recipe.optim, where)
+
+    workers = recipe.data.workers if recipe.data.workers != "auto" else default_workers()
+    on_restart = lambda why: run.event("worker_restart", why=why)  # noqa: E731
+    encoded = {
+        name: task.prepare(prepared.dataset, prepared.splits[name], at, workers=workers, on_restart=on_restart)
+        for name in ("train", "validation")
+        if name in prepared.splits
+    }
+    batch_size = _batch_size(recipe, run, len(encoded["train"]))
+    seed = recipe.train.seed
+    batches = Batches(task, encoded["train"], batch_size=batch_size, micro_batch_size=batch_size, seed=seed, device=at)
+    total = recipe.train.steps if recipe.train.steps is not None else batches.order.steps(float(recipe.train.epochs or 1))
+    assert isinstance(total, int)
+    state = new_state(model, optimizers, total, at, ema=recipe.train.ema is not None, fp16=precision == "float16")
+
+    metric_set = task.metrics()
+    metric = recipe.evaluate.metric if recipe.evaluate.metric != "auto" else task.default_metric
+    if metric not in metric_set.higher_is_better:
+        hint, hint_zh = did_you_mean(metric, metric_set.higher_is_better)
+        raise RecipeError(
+            "evaluate.metric = '{metric}' is not a metric of task '{task}'." + hint,
+            "任务 '{task}' 没有指标 evaluate.metric = '{metric}'。" + hint_zh,
+            metric=metric,
+            task=recipe.task.name,
+        )
+    per_epoch = len(encoded["train"]) / batch_size
+    save = recipe.train.save_every
+    plan = loop.Plan(
+        device=at,
+        dtype=getattr(torch, precision),
+        schedule=recipe.schedule,
+        clip_norm=recipe.train.clip_norm,
+        ema=recipe.train.ema,
+        log_every=recipe.watch.log_every,
+        steps_per_epoch=per_epoch,
+        evaluate_every=per_epoch if recipe.evaluate.every == "epoch" else float(recipe.evaluate.every),
+        metric=metric,
+        higher_is_better=metric_set.higher_is_better[metric],
+        early_stopping=recipe.train.early_stopping,
+        save_steps=save if isinstance(save, int) else None,
+        save_seconds=units.seconds(save) if isinstance(save, str) else None,
+        keep=recipe.train.keep,
+        frozen=frozen,
+    )
+    facts = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": where,
+        "deterministic": recipe.train.deterministic,
+        "world_size": 1,
+        "fingerprint": prepared.fingerprint,
+        "machine": _machine(),
+    }
+    checkpoints = Checkpoints(run.checkpoints, facts)
+    checkpoints.sweep()
+    job = Job(recipe, run, prepared, task, base, state, plan, batches, loop.Keeper(checkpoints, run, plan), encoded.get("validation"))
+    restored = checkpoints.load_newest(state) if resume else None
+    if restored is None:
+        _rehearse(job)
+        run.event("started", groundup=groundup.__version__, steps=total)
+    else:
+        _resumed(job, restored.step, restored.facts, facts, restored.passed_over)
+        state.total = total  # another one only with --extend
+        state.stopped_early = state.stopped_early and restored.step >= total
+        batches.micro_batch_size = run.decisions["micro_batch_size"]["value"]
+        batches.per_step = -(-batch_size // batches.micro_batch_size)
+        _compile(job, run.decisions["compile"]["value"])
+    all_parameters, trainable = count_parameters(model)
+    console.line(
+        say(
+            "{task}: {name}, {n:,} parameters ({t:,} trained), {steps:,} steps of {batch} samples on {device}",
+            "{task}：{name}，{n:,} 个参数（训练 {t:,} 个），{steps:,} 步、每步 {batch} 个样本，设备 {device}",
+            task=recipe.task.name,
+            name=recipe.model.name,
+            n=all_parameters,
+            t=trainable,
+            steps=total,
+            batch=batch_size,
+            device=where,
+        )
+    )
+    exact = recipe.train.deterministic
+    console.line(
+        say("resume promise: bit-exact on this machine with {t} threads", "恢复承诺：在本机以 {t} 个线程逐位一致", t=threads)
+        if exact
+        else say(
+            "resume promise: same samples and batches, equal within floating-point tolerance (train.deterministic=true makes it bit-exact)",
+            "恢复承诺：样本与批次相同，结果在浮点误差内一致（train.deterministic=true 可做到逐位一致）",
+        )
+    )
+    return job
+
+
+def _open_base(recipe: Recipe, run: RunFolder, trust_code: bool, train_base: Callable[[str], Path]) -> modelfolder.Loaded | None:
+    """The model that `init` names. `recipe:NAME` is the newest finished run of a shipped recipe, trained now where there is none."""
+    if recipe.init is None:
+        return None
+    where = run.decisions["init"]["value"]["path"] if "init" in run.decisions else recipe.init
+    if where.startswith("recipe:"):
+        name = where.removeprefix("recipe:")
+        if name not in shipped():
+            hint, hint_zh = did_you_mean(name, shipped())
+            raise RecipeError(
+                "init = recipe:{name} is not a shipped recipe." + hint, "init = recipe:{name} 不是自带的 recipe。" + hint_zh, name=name
+            )
+        found = newest_finished(Path("runs"), name)
+        if found is None:
+            console.line(
+                say("'{name}' has no finished run here yet: training it first", "这里还没有 '{name}' 的训练结果：先训练它", name=name)
+            )
+            where = str(train_base(name).resolve())
+        else:
+            where = str(found.path.resolve())
+    base = modelfolder.load(where, trust_code=trust_code)
+    if base.card["task"]["name"] != recipe.task.name:
+        raise RecipeError(
+            "init is a model for task '{found}', the recipe's task is '{expected}'",
+            "init 的模型属于任务 '{found}'，而 recipe 的任务是 '{expected}'",
+            found=base.card["task"]["name"],
+            expected=recipe.task.name,
+            fix="--set task={found}",
+        )
+    architecture = files.read_json(base.path / "config.json")["architecture"]
+    if architecture != recipe.model.name and ".py:" not in architecture:
+        raise RecipeError(
+            "init is a '{found}', the recipe's model is '{expected}'",
+            "init 的模型是 '{found}'，而 recipe 的模型是 '{expected}'",
+            found=architecture,
+            expected=recipe.model.name,
+            fix="--set model={found}",
+        )
+    value = {"path": str(base.path.resolve()), "sha256": base.sha256}
+    decided = run.decide("init", value, "the model to start from, with its weights' digest", "起始模型及其权重摘要")
+    if decided["sha256"] != value["sha256"]:
+        raise RunError(
+            "the model to start from has changed since this run began: {path}",
+            "起始模型自本次训练开始后已改变：{path}",
+            path=value["path"],
+            fix="start a new run with another --out",
+            fix_zh="用另一个 --out 重新开始",
+        )
+    return base
+
+
+def like_base(config: Data, base: modelfolder.Loaded | None) -> Data:
+    """Pictures are brought to the base model's size where the recipe leaves it open."""
+    if base is None or len(base.task.input_shape) != 3:
+        return config
+    channels, height, width = base.task.input_shape
+    image = config.image.model_copy(
+        update={
+            "size": [height, width] if config.image.size == "auto" else config.image.size,
+            "channels": channels if config.image.channels == "auto" else config.image.channels,
+        }
+    )
+    return config.model_copy(update={"image": image})
+
+
+def _fit(task: Task, prepared: Prepared, base: modelfolder.Loaded | None) -> None:
+    dataset = prepared.dataset
+    if dataset.kind != task.kind:
+        raise DataError(
+            "{name} holds {found}s; the task reads {expected}s",
+            "{name} 是 {found} 数据；任务需要 {expected} 数据",
+            name=dataset.name,
+            found=dataset.kind,
+            expected=task.kind,
+            fix="--set task=" + ("image-classification" if dataset.kind == "image" else "vector-classification"),
+        )
+    if hasattr(task, "augment"):
+        task.augment = prepared.config.augment
+    task.fit(dataset, prepared.splits["train"])
+    if base is not None:  # features were learned under the base's normalisation: new labels, old preprocessing
+        task.load_state({"labels": task.state()["labels"], "preprocessor": base.task.state()["preprocessor"]})
+
+
+def _new_head(model: nn.Module, task: Task, base: modelfolder.Loaded) -> None:
+    """A fresh last layer where the labels are not the base's."""
+    if task.state()["labels"] == base.task.state()["labels"] and task.num_outputs == base.task.num_outputs:
+        return
+    reset = getattr(model, "reset_head", None)
+    if reset is None:
+        raise RecipeError(
+            "the labels differ from the base model's, and {kind} has no reset_head(num_outputs)",
+            "标签与起始模型不同，而 {kind} 没有 reset_head(num_outputs)",
+            kind=type(model).__name__,
+            fix="derive it from groundup.models.Model",
+            fix_zh="让它继承 groundup.models.Model",
+        )
+    reset(task.num_outputs)
+
+
+def _record_data(run: RunFolder, prepared: Prepared, task: Task, *, resumed: bool) -> None:
+    """data.json and rejected.jsonl; on resume the data must be the same."""
+    path = run.path / "data.json"
+    if resumed and path.is_file():
+        stored = files.read_json(path)
+        if stored["fingerprint"] != prepared.fingerprint:
+            now = prepared.dataset.files
+            changed = sorted(n for n in {*stored["files"], *now} if stored["files"].get(n) != now.get(n))
+            raise RunError(
+                "the data has changed since this run began: {what}",
+                "数据自本次训练开始后已改变：{what}",
+                what=", ".join(changed[:5]) + (f" (+{len(changed) - 5})" if len(changed) > 5 else "") or prepared.dataset.name,
+                fix="put the old data back, or start a new run with another --out",
+                fix_zh="恢复原来的数据，或用另一个 --out 重新开始",
+            )
+    else:
+        facts = statistics.describe(prepared, classification=task.classification)
+        files.write_json(path, {"fingerprint": prepared.fingerprint, "files": prepared.dataset.files, "statistics": facts})
+        files.write_json(
+            run.path / "environment.json", probe.facts(quick=True) | {"groundup": groundup.__version__, "torch_version": torch.__version__}
+        )
+        if prepared.dataset.kind == "image":
+            (run.path / "plots").mkdir(exist_ok=True)
+            statistics.sample_grid(prepared, run.path / "plots" / "samples.png")
+        if prepared.dataset.rejected:
+            files.write_text(
+                run.path / "rejected.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in prepared.dataset.rejected)
+            )
+    for i, (en, zh) in enumerate(prepared.notes):
+        run.decide(f"data.{i}", len(prepared.dataset), en, zh)
+        console.line(say("data: {note}", "数据：{note}", note=say("{en}", "{zh}", en=en, zh=zh)))
+    console.line(
+        say(
+            "data: {name}, {splits}",
+            "数据：{name}，{splits}",
+            name=prepared.dataset.name,
+            splits=", ".join(f"{k} {len(v):,}" for k, v in prepared.splits.items()),
+        )
+    )
+
+
+def _reasoned(decision: device.Decision) -> tuple[Any, str, str]:
+    return decision.value, decision.reason, decision.reason_zh
+
+
+def _batch_size(recipe: Recipe, run: RunFolder, n: int) -> int:
+    wanted = recipe.train.batch_size
+    if n >= wanted:
+        return wanted
+    chosen = run.decide(
+        "batch_size",
+        n,
+        f"the training split has {n} records, fewer than train.batch_size = {wanted}",
+        f"训练集只有 {n} 条记录，少于 train.batch_size = {wanted}",
+    )
+    return int(chosen)
+
+
+def _machine() -> str:
+    return f"{platform.system()} {platform.machine()}"
+
+
+def _rehearse(job: Job) -> None:
+    """The dry step; and the choices that depend on it: the micro-batch that fits, and whether compiling pays."""
+    recipe, run, batches = job.recipe, job.run, job.batches
+    wanted = recipe.train.micro_batch_size
+    batches.micro_batch_size = min(wanted, batches.batch_size) if wanted != "auto" else batches.batch_size
+    while True:
+        batches.per_step = -(-batches.batch_size // batches.micro_batch_size)
+        try:
+            seconds = loop.rehearse(job.state, batches, job.task, job.plan)
+            break
+        except torch.OutOfMemoryError as error:
+            if wanted != "auto" or batches.micro_batch_size == 1:
+                raise TrainError(
+                    "a batch of {n} samples does not fit into the memory of {device}",
+                    "{device} 的内存放不下 {n} 个样本的批次",
+                    n=batches.micro_batch_size,
+                    device=job.plan.device,
+                    fix="--set train.micro_batch_size=auto   or a smaller model",
+                ) from error
+            batches.micro_batch_size //= 2
+    whole = batches.micro_batch_size == batches.batch_size
+    run.decide(
+        "micro_batch_size",
+        batches.micro_batch_size,
+        "asked for in the recipe"
+        if wanted != "auto"
+        else "the whole batch fits into memory"
+        if whole
+        else "the largest half of the batch that fits into memory",
+        "由 recipe 指定" if wanted != "auto" else "整个批次能放进内存" if whole else "能放进内存的最大对半批次",
+    )
+    run.decide("step_seconds", seconds, "measured in the rehearsal (forward and backward)", "在预演中测得（前向与反向）")
+    estimate = seconds * job.state.total
+    if recipe.train.compile != "auto":
+        chosen, reason, reason_zh = recipe.train.compile, "asked for in the recipe", "由 recipe 指定"
+    elif job.plan.device.type != "cuda" or not _has_triton():
+        # On CPUs compiling these models gains a few per cent and costs a minute; it also needs a C++ compiler.
+        chosen, reason, reason_zh = (
+            False,
+            f"compiling pays on CUDA with Triton; this run is on {job.plan.device.type}",
+            f"编译只在 CUDA + Triton 上划算；本次在 {job.plan.device.type} 上运行",
+        )
+    else:
+        chosen = estimate > 600
+        reason = f"the run is estimated at {units.human_seconds(estimate)}; compiling takes about a minute"
+        reason_zh = f"预计训练 {units.human_seconds(estimate)}；编译约需一分钟"
+    _compile(job, run.decide("compile", chosen, reason, reason_zh))
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _compile(job: Job, on: bool) -> None:
+    if on:
+        job.state.model.compile()  # in place: the names of parameters stay those of the plain model
+
+
+def _resumed(job: Job, step: int, then: dict[str, Any], now: dict[str, Any], passed_over: list[tuple[str, str]]) -> None:
+    """Says where the run goes on from, what was damaged, and which promise holds."""
+    run = job.run
+    for name, reason in passed_over:
+        run.event("damaged_checkpoint", checkpoint=name, reason=reason)
+        console.line(
+            say(
+                "! checkpoint {name} is damaged ({reason}) and is not used",
+                "! 检查点 {name} 已损坏（{reason}），不使用",
+                name=name,
+                reason=reason,
+            ),
+            style="yellow",
+        )
+        shutil.rmtree(run.checkpoints / name, ignore_errors=True)  # its step is written anew
+    differ = {k: (then.get(k), now[k]) for k in ("torch", "threads", "device", "world_size", "machine") if then.get(k) != now[k]}
+    exact = now["deterministic"] and not differ
+    attempt = 1 + sum(row.get("event") == "resumed" for row in read_rows(run.path / "events.jsonl"))
+    marked = run.supersede(step, job.state.evaluated_at, attempt)
+    run.event("resumed", step=step, attempt=attempt, superseded_rows=marked, promise="bit-exact" if exact else "tolerance", differs=differ)
+    job.resumed_from, job.keeper.saved_at = step, step
+    console.line(say("resumed from step {step}", "从第 {step} 步恢复", step=step))
+    if differ:
+        listed = ", ".join(f"{k} {a} -> {b}" for k, (a, b) in differ.items())
+        console.line(say("! not bit-exact any more: {listed}", "! 不再逐位一致：{listed}", listed=listed), style="yellow")

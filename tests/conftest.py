@@ -1,0 +1,45 @@
+"""Every test runs in its own folder, in English, with its own cache, and leaves torch's global settings as it found them."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from groundup.core import console, messages
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path, monkeypatch, cache_folder):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GROUNDUP_CACHE", str(cache_folder))
+    monkeypatch.setenv("GROUNDUP_LANG", "en")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("GROUNDUP_DATA", raising=False)
+    messages.set_language(None)
+    console.configure()
+    threads, python_rng, numpy_rng, torch_rng = torch.get_num_threads(), random.getstate(), np.random.get_state(), torch.get_rng_state()
+    yield
+    messages.set_language(None)
+    console.configure()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+    torch.set_default_dtype(torch.float32)
+    torch.set_rng_state(torch_rng)
+    random.setstate(python_rng)
+    np.random.set_state(numpy_rng)
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The real data sets that developers keep beside the repository; not part of the product."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs the developers' data folder beside the repository")
+    return folder
