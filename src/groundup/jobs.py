@@ -224,6 +224,8 @@ def build(recipe: Recipe, run: RunFolder, *, resume: bool, trust_code: bool, tra
     job = Job(recipe, run, prepared, task, base, state, plan, batches, loop.Keeper(checkpoints, run, plan), encoded.get("validation"))
     restored = checkpoints.load_newest(state) if resume else None
     if restored is None:
+        if resume:
+            run.supersede(0, 0, attempt=1)  # killed before its first checkpoint: all of it is done again
         _rehearse(job)
         run.event("started", groundup=groundup.__version__, steps=total)
     else:

@@ -99,20 +99,17 @@ def train(
         return Run(run.path, done)
     watchers: list[loop.Watcher] = []
     try:
-        with StopRequest() as stop:
-            job = jobs.build(resolved, run, resume=resume, trust_code=trust_code, train_base=lambda name: train(name).path)
-            watchers = build_watchers(
-                run,
-                metric=job.plan.metric,
-                tensorboard=resolved.watch.tensorboard,
-                profile=resolved.watch.profile,
-                trackers=resolved.watch.trackers,
-            )
-            trained = time.monotonic()
+        job = jobs.build(resolved, run, resume=resume, trust_code=trust_code, train_base=lambda name: train(name).path)
+        watch = resolved.watch
+        watchers = build_watchers(
+            run, metric=job.plan.metric, tensorboard=watch.tensorboard, profile=watch.profile, trackers=watch.trackers
+        )
+        trained = time.monotonic()
+        with StopRequest() as stop:  # before and after the loop nothing is lost by leaving at once
             loop.train(job.state, job.batches, job.task, job.plan, job.keeper, job.validation, watchers, stop)
-            seconds = {"train": time.monotonic() - trained}
-            _close(watchers)
-            return _finish(job, begin, seconds)
+        seconds = {"train": time.monotonic() - trained}
+        _close(watchers)
+        return _finish(job, begin, seconds)
     except GroundupError as error:
         run.event("error", type=type(error).__name__, message=error.en)
         raise
@@ -186,6 +183,7 @@ def _finish(job: Job, begin: float, seconds: dict[str, float]) -> Run:
     _save_model(job, weights, facts, card.model_card(recipe, result, data))
     seconds["total"] = time.monotonic() - begin
     result["seconds"] = {k: round(v, 3) for k, v in seconds.items()}
+    run.event("finished", step=state.step)
     try:
         if recipe.watch.report:
             report.write_report(run, result)
@@ -199,7 +197,6 @@ def _finish(job: Job, begin: float, seconds: dict[str, float]) -> Run:
             ),
             style="yellow",
         )
-    run.event("finished", step=state.step)
     lost = run.metrics.dropped + run.events.dropped
     if lost:
         console.line(

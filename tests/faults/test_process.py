@@ -15,7 +15,17 @@ import pytest
 from groundup.core import files
 
 COMMAND = [sys.executable, "-m", "groundup"]
-SETTINGS = ["digits-cnn", "--set", "train.deterministic=true", "--set", "watch.tensorboard=false", "--set", "watch.report=false", "--set", "train.batch_size=16"]
+SETTINGS = [
+    "digits-cnn",
+    "--set",
+    "train.deterministic=true",
+    "--set",
+    "watch.tensorboard=false",
+    "--set",
+    "watch.report=false",
+    "--set",
+    "train.batch_size=16",
+]
 
 
 def sets(**values):
@@ -27,8 +37,7 @@ def start(*arguments, **options):
 
 
 def run(*arguments, **options):
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120, **options)
-    return done
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120, **options)
 
 
 def wait_for_step(folder, step, process):
@@ -141,10 +150,21 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize(
-    ("name", "call", "before"), [("save_file", 3, True), ("save_file", 4, False), ("write_manifest", 2, True), ("commit", 2, True), ("commit", 2, False)]
+    ("name", "call", "before"),
+    [("save_file", 3, True), ("save_file", 4, False), ("write_manifest", 2, True), ("commit", 2, True), ("commit", 2, False)],
 )
 def test_killed_inside_a_save(name, call, before, tmp_path):
-    settings = ["line-regression", *sets(train__steps=40, train__save_every=10, train__deterministic="true", watch__tensorboard="false", watch__report="false", evaluate__every=1000)]
+    settings = [
+        "line-regression",
+        *sets(
+            train__steps=40,
+            train__save_every=10,
+            train__deterministic="true",
+            watch__tensorboard="false",
+            watch__report="false",
+            evaluate__every=1000,
+        ),
+    ]
     code = KILL_AT.format(name=name, call=call, before=before)
     died = subprocess.run([sys.executable, "-c", code, "train", *settings, "--out", "cut"], capture_output=True, text=True)
     assert died.returncode == -signal.SIGKILL, died.stderr
@@ -157,7 +177,11 @@ def test_killed_inside_a_save(name, call, before, tmp_path):
 
 
 def can_mount():
-    return sys.platform == "linux" and shutil.which("unshare") and subprocess.run(["unshare", "-Urm", "true"], capture_output=True).returncode == 0
+    return (
+        sys.platform == "linux"
+        and shutil.which("unshare")
+        and subprocess.run(["unshare", "-Urm", "true"], capture_output=True).returncode == 0
+    )
 
 
 needs_mount = pytest.mark.skipif(not can_mount(), reason="needs unshare with user namespaces, to mount a small tmpfs")
@@ -187,7 +211,9 @@ sys.exit(main(['train', 'digits-cnn', '--out', sys.argv[1], '--set', 'train.step
                '--set', 'watch.log_every=1', '--set', 'evaluate.every=1000']))
 """
     (tmp_path / "fill.py").write_text(code)
-    done = on_small_disk("8m", f"{sys.executable} fill.py disk/run && {sys.executable} -m groundup runs verify disk/run && cp -r disk/run saved", tmp_path)
+    done = on_small_disk(
+        "8m", f"{sys.executable} fill.py disk/run && {sys.executable} -m groundup runs verify disk/run && cp -r disk/run saved", tmp_path
+    )
     assert done.returncode == 0, done.stderr + done.stdout
     assert "step 20 could not be written: No space left" in done.stdout and "rows of metrics" in done.stdout
     plain = (tmp_path / "fill.py").read_text().replace("if state.step ==", "if 0 and state.step ==")

@@ -26,7 +26,14 @@ def same(a, b):
 
 def test_equals_a_hand_written_loop(tmp_path):
     """The same samples, the same optimizer, the same clipping: the same weights, bit for bit."""
-    settings = {"data.split.test": 0, "data.split.validation": 0, "train.steps": 30, "train.batch_size": 16, "optim.name": "adamw", "schedule.name": "constant"}
+    settings = {
+        "data.split.test": 0,
+        "data.split.validation": 0,
+        "train.steps": 30,
+        "train.batch_size": 16,
+        "optim.name": "adamw",
+        "schedule.name": "constant",
+    }
     run = gu.train("linear-classifier", settings | QUICK | {"model": "fcnn", "train.keep": "last"}, out=tmp_path / "run")
     from sklearn.datasets import load_wine
 
@@ -77,7 +84,9 @@ def test_the_rehearsal_leaves_no_trace(tmp_path, monkeypatch):
 
 
 def test_watching_does_not_change_the_training(tmp_path):
-    a = gu.train("digits-cnn", QUICK | {"train.steps": 12, "watch.log_every": 1, "watch.profile": 3, "watch.tensorboard": True}, out=tmp_path / "a")
+    a = gu.train(
+        "digits-cnn", QUICK | {"train.steps": 12, "watch.log_every": 1, "watch.profile": 3, "watch.tensorboard": True}, out=tmp_path / "a"
+    )
     b = gu.train("digits-cnn", QUICK | {"train.steps": 12, "watch.log_every": 12}, out=tmp_path / "b")
     assert same(weights(a), weights(b))
     assert json.loads((a.path / "profile.json").read_text())["traceEvents"]
@@ -99,7 +108,9 @@ def test_a_user_tracker_sees_every_row(tmp_path):
         "import json\nclass Track:\n    def __init__(self, folder): self.file = open(folder / 'mine.jsonl', 'w')\n    def begin(self, state, plan): pass\n"
         "    def after_step(self, state, report): pass\n    def row(self, row): self.file.write(json.dumps(row) + '\\n')\n    def end(self): self.file.close()\n"
     )
-    run = gu.train("line-regression", {"watch.report": False, "train.steps": 20, "watch.trackers": ["track.py:Track"]}, out=tmp_path / "run")
+    run = gu.train(
+        "line-regression", {"watch.report": False, "train.steps": 20, "watch.trackers": ["track.py:Track"]}, out=tmp_path / "run"
+    )
     assert len((run.path / "mine.jsonl").read_text().splitlines()) >= 3
 
 
@@ -137,7 +148,9 @@ def test_ema_is_the_average_of_the_weights(tmp_path):
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_mixed_precision_learns(precision, tmp_path):
-    run = gu.train("digits-cnn", QUICK | {"train.epochs": 4, "train.precision": precision, "train.deterministic": False}, out=tmp_path / "run")
+    run = gu.train(
+        "digits-cnn", QUICK | {"train.epochs": 4, "train.precision": precision, "train.deterministic": False}, out=tmp_path / "run"
+    )
     assert run.metrics["accuracy"] > 0.8
     if precision == "float16":
         assert "scale" in RunFolder.open(run.path).metric_rows("train")[-1]
@@ -179,7 +192,9 @@ def test_a_non_finite_loss_never_reaches_the_weights(value, tmp_path):
     with pytest.raises(TrainError, match=r"not finite at step 15; the weights are those of step 14") as caught:
         gu.train("line-regression", settings, out=tmp_path / "run")
     report = json.loads((tmp_path / "run" / "nonfinite-000015.json").read_text())
-    assert len(report["records"]) == 4 and all(r.startswith("line[") for r in report["records"]) and report["records"][0] in str(caught.value)
+    assert (
+        len(report["records"]) == 4 and all(r.startswith("line[") for r in report["records"]) and report["records"][0] in str(caught.value)
+    )
     from safetensors.torch import load_file
 
     for folder in (tmp_path / "run" / "checkpoints").iterdir():
@@ -196,7 +211,13 @@ def test_a_record_with_nan_is_named(tmp_path):
         "import numpy as np\nfrom groundup.tasks.vector_regression import VectorRegression\nclass Task(VectorRegression):\n"
         "    def fit(self, dataset, train):\n        super().fit(dataset, train); self.mean = np.zeros(1); self.std = np.ones(1)\n"
     )
-    settings = QUICK | {"data.source": "data.py:make", "task": "task.py:Task", "data.split.test": 0, "data.split.validation": 0, "train.steps": 50}
+    settings = QUICK | {
+        "data.source": "data.py:make",
+        "task": "task.py:Task",
+        "data.split.test": 0,
+        "data.split.validation": 0,
+        "train.steps": 50,
+    }
     with pytest.raises(TrainError, match=r"Records with NaN or infinite values: mine\[7\]"):
         gu.train("line-regression", settings, out=tmp_path / "run")
 

@@ -21,7 +21,9 @@ def backward(net):
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop", "muon"])
 def test_each_optimizer_lowers_the_loss(name):
     net = model()
-    optimizers = build_optimizers(net, Optim(name=name, lr=1e-4, momentum=0.9 if name in ("sgd", "rmsprop") else None, nesterov=name == "sgd"), "cpu")
+    optimizers = build_optimizers(
+        net, Optim(name=name, lr=1e-4, momentum=0.9 if name in ("sgd", "rmsprop") else None, nesterov=name == "sgd"), "cpu"
+    )
     first = float(net(torch.ones(3, 1, 8, 8)).square().sum().detach())
     for _ in range(5):
         backward(net)
@@ -56,7 +58,7 @@ def test_learning_rates_per_layer_group_and_per_pattern():
 
 
 def test_a_pattern_that_matches_nothing_is_an_error_with_the_nearest_name():
-    with pytest.raises(RecipeError, match="'convs' matches no layer group.*'conv'"):
+    with pytest.raises(RecipeError, match=r"'convs' matches no layer group.*'conv'"):
         build_optimizers(model(), Optim(groups={"convs": 0.1}), "cpu")
 
 

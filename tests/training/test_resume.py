@@ -13,7 +13,15 @@ from groundup.core.run import RunFolder
 from groundup.training import loop
 from groundup.training.watch import WALL_CLOCK
 
-EXACT = {"train.deterministic": True, "train.steps": 20, "train.save_every": 1, "watch.tensorboard": False, "watch.report": False, "watch.log_every": 3, "evaluate.every": 7}
+EXACT = {
+    "train.deterministic": True,
+    "train.steps": 20,
+    "train.save_every": 1,
+    "watch.tensorboard": False,
+    "watch.report": False,
+    "watch.log_every": 3,
+    "evaluate.every": 7,
+}
 
 
 class Killed(BaseException):
@@ -38,7 +46,12 @@ def everything(run):
     last = sorted((run / "checkpoints").iterdir())[-1]
     numbers = json.loads((last / "state.json").read_text())
     rows = [{k: v for k, v in row.items() if k not in WALL_CLOCK} for row in RunFolder.open(run).metric_rows()]
-    return load_file(run / "model" / "model.safetensors"), load_file(last / "optim.safetensors"), {k: v for k, v in numbers.items() if k != "facts"}, rows
+    return (
+        load_file(run / "model" / "model.safetensors"),
+        load_file(last / "optim.safetensors"),
+        {k: v for k, v in numbers.items() if k != "facts"},
+        rows,
+    )
 
 
 def assert_same(a, b):
@@ -106,7 +119,9 @@ def test_streamed_data_with_any_workers_equals_data_in_memory(photos, tmp_path, 
     with monkeypatch.context() as m, pytest.raises(Killed):
         stop_after(m, 11)
         gu.train("mnist-cnn", settings | {"data.in_memory": False, "data.workers": 2}, out=tmp_path / "two")
-    two = gu.train("mnist-cnn", settings | {"data.in_memory": False, "data.workers": 0}, out=tmp_path / "two", resume=True)  # workers may differ
+    two = gu.train(
+        "mnist-cnn", settings | {"data.in_memory": False, "data.workers": 0}, out=tmp_path / "two", resume=True
+    )  # workers may differ
     assert_same(memory.path, none.path)
     assert_same(memory.path, two.path)
 
