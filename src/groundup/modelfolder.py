@@ -26,7 +26,7 @@ from groundup.data.order import CounterRandom
 from groundup.evaluation.evaluate import evaluating
 from groundup.models.base import build_model
 from groundup.tasks.base import Task
-from groundup.training.checkpoint import commit, damage, load_weights, unique_tensors, write_manifest
+from groundup.training.checkpoint import commit, damage, load_weights, system_error, unique_tensors, write_manifest
 
 
 @dataclass
@@ -111,7 +111,7 @@ def save(
         write_manifest(temporary)
         commit(temporary, path)
     except SafetensorError as error:
-        raise OSError(str(error)) from error
+        raise system_error(error) from error
     finally:
         if temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)

@@ -215,7 +215,7 @@ sys.exit(main(['train', 'digits-cnn', '--out', sys.argv[1], '--set', 'train.step
         "8m", f"{sys.executable} fill.py disk/run && {sys.executable} -m groundup runs verify disk/run && cp -r disk/run saved", tmp_path
     )
     assert done.returncode == 0, done.stderr + done.stdout
-    assert "step 20 could not be written: No space left" in done.stdout and "rows of metrics" in done.stdout
+    assert "step 20 could not be written: No space left on device; it needs" in done.stdout and "rows of metrics" in done.stdout
     plain = (tmp_path / "fill.py").read_text().replace("if state.step ==", "if 0 and state.step ==")
     (tmp_path / "plain.py").write_text(plain)
     subprocess.run([sys.executable, "plain.py", "whole"], cwd=tmp_path, check=True, capture_output=True)

@@ -106,9 +106,12 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> tuple[str, str]:
-    """' Did you mean ...?' in English and Chinese, with the whole list where nothing is near."""
+    """' Did you mean ...?' in English and Chinese, with the known names where nothing is near; braces in names are escaped for `fill`."""
     names = sorted(known)
     if close := nearest(name, names):
-        joined = ", ".join(f"'{c}'" for c in close)
+        joined = ", ".join(f"'{c}'" for c in close).replace("{", "{{").replace("}", "}}")
         return f" Did you mean {joined}?", f"是不是 {joined}？"
-    return f" Known: {', '.join(names)}.", f"可用的有：{', '.join(names)}。"
+    if not names:
+        return "", ""
+    listed = (", ".join(names[:20]) + (f", ... ({len(names)})" if len(names) > 20 else "")).replace("{", "{{").replace("}", "}}")
+    return f" Known: {listed}.", f"可用的有：{listed}。"

@@ -117,6 +117,8 @@ class Registry(Generic[T]):
         self._search()
         if name not in self._entries:
             hint, hint_zh = did_you_mean(name, self._entries)
+            if name.endswith(".py"):
+                hint, hint_zh = " Your own is written {name}:Name.", "自己的代码写作 {name}:名字。"
             raise self.error(
                 "unknown {kind} '{name}'." + hint,
                 "没有名为 '{name}' 的{kind_zh}。" + hint_zh,
@@ -208,8 +210,8 @@ def load_user_module(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
+    except (Exception, SystemExit) as error:  # a script without `if __name__ == "__main__"` may end the process
+        sys.modules.pop(name, None)
         raise RecipeError(
             "{path} failed while it was imported: {cause}",
             "导入 {path} 时出错：{cause}",

@@ -9,6 +9,7 @@ end the training.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -32,6 +33,7 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         self.path, self.dropped = path, 0
         self._file: IO[bytes] | None = None
+        self._torn = False
 
     def append(self, row: Mapping[str, Any]) -> None:
         line = (json.dumps(row, ensure_ascii=False, allow_nan=True) + "\n").encode()
@@ -39,11 +41,17 @@ class JsonLines:
             if self._file is None:
                 # Unbuffered: a row is with the operating system when append returns, so kill -9 loses none.
                 self._file = open(self.path, "ab", buffering=0)
-                if self._file.tell() and not self._ends_with_newline():
-                    self._file.write(b"\n")
-            self._file.write(line)
+                self._torn = self._file.tell() > 0 and not self._ends_with_newline()
+            data = b"\n" + line if self._torn else line
+            written = self._file.write(data)  # on a disk that is just full, only a part of it, and no error
         except OSError:
             self.dropped += 1
+            return
+        if written < len(data):
+            self._torn = written > 0 or self._torn
+            self.dropped += 1
+        else:
+            self._torn = False
 
     def _ends_with_newline(self) -> bool:
         with open(self.path, "rb") as file:
@@ -105,9 +113,13 @@ class Lock:
 
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            file.seek(0)
-            holder = file.read().strip() or "?"
+            holder = "?"
+            with contextlib.suppress(OSError):  # Windows does not let others read a locked byte
+                file.seek(0)
+                holder = file.read().strip() or "?"
             file.close()
+            if not isinstance(error, BlockingIOError | PermissionError):
+                raise  # a file system without locks, and not another process
             raise RunError(
                 "{folder} is in use by another groundup process (pid {pid})",
                 "{folder} 正被另一个 groundup 进程使用（pid {pid}）",
@@ -116,9 +128,9 @@ class Lock:
                 fix="wait for it, stop it, or choose another --out",
                 fix_zh="等它结束、停止它，或换一个 --out",
             ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with contextlib.suppress(OSError):  # the id is for the message only: a full disk must not keep a run from being resumed
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), str(os.getpid()).encode())
         self._file = file
         _held.append(file)
 
@@ -155,6 +167,7 @@ class RunFolder:
             out = Path("runs") / f"{recipe.name}-{stamp}-{secrets.token_hex(2)}"
         try:
             out.mkdir(parents=True, exist_ok=True)
+            occupied = sorted(p.name for p in out.iterdir() if p.name != ".lock")
         except OSError as error:
             raise RunError(
                 "cannot make the run folder {out}: {cause}",
@@ -165,11 +178,8 @@ class RunFolder:
                 fix_zh="用 --out 目录 换一个位置",
             ) from error
         run = cls(out)
-        occupied = [p.name for p in out.iterdir() if p.name != ".lock"]
         if occupied:
-            what = (
-                ("a run", "一次训练的结果") if (out / "recipe.yaml").is_file() else (f"'{sorted(occupied)[0]}'", f"'{sorted(occupied)[0]}'")
-            )
+            what = ("a run", "一次训练的结果") if (out / "recipe.yaml").is_file() else (f"'{occupied[0]}'", f"'{occupied[0]}'")
             raise RunError(
                 "{out} already holds {what}",
                 "{out} 里已经有{what_zh}",
@@ -185,6 +195,7 @@ class RunFolder:
             files.write_text(out / "command.txt", command + "\n")
             files.write_text(out / "recipe.yaml", recipe.to_yaml())  # last: its presence makes the folder a run
         except OSError as error:
+            run.close()
             raise RunError(
                 "cannot write to {out}: {cause}",
                 "无法写入 {out}：{cause}",
@@ -221,8 +232,11 @@ class RunFolder:
         run = cls(path)
         if lock:
             run._lock_or_explain()
-        if (path / "decisions.json").is_file():
-            run.decisions = files.read_json(path / "decisions.json")
+        try:
+            run.decisions = run._read("decisions.json") or {}
+        except RunError:
+            run.close()
+            raise
         return run
 
     def close(self) -> None:
@@ -245,8 +259,27 @@ class RunFolder:
 
     def result(self) -> dict[str, Any] | None:
         """What the finished run reported, or None while it is not finished."""
-        path = self.path / "result.json"
-        return files.read_json(path) if path.is_file() else None
+        return self._read("result.json")
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        """A JSON mapping of the run, or None where there is none. Raises RunError where it is damaged."""
+        path = self.path / name
+        if not path.is_file():
+            return None
+        try:
+            value = files.read_json(path)
+            if not isinstance(value, dict):
+                raise ValueError("not a JSON object")
+        except ValueError as error:
+            raise RunError(
+                "{path} is damaged: {error}",
+                "{path} 已损坏：{error}",
+                path=path,
+                error=error,
+                fix="restore it from a copy, or move the run folder away",
+                fix_zh="从备份恢复它，或把该运行目录移走",
+            ) from error
+        return value
 
     def event(self, kind: str, **facts: Any) -> None:
         self.events.append({"time": time.time(), "event": kind, **facts})

@@ -12,7 +12,7 @@ _COUNTS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 def seconds(text: str) -> float:
     """'60s' -> 60.0. Raises RecipeError where the unit is missing or unknown."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", str(text))
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]+)\s*", str(text))
     if not match or match[2] not in _SECONDS or float(match[1]) <= 0:
         raise RecipeError(
             "'{text}' is not a duration; write a number and its unit, as 60s, 10min or 2h",
@@ -24,7 +24,7 @@ def seconds(text: str) -> float:
 
 def count(text: str | int) -> int:
     """'15M' -> 15000000. Raises RecipeError for anything that is not a whole positive number with a known unit."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMBT]?)\s*", str(text))
+    match = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]+)?)\s*([kKMBT]?)\s*", str(text))
     value = float(match[1]) * _COUNTS[match[2]] if match else 0.0
     if not match or value <= 0 or value != int(value):
         raise RecipeError(

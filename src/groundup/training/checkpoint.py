@@ -63,6 +63,12 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     model.load_state_dict(weights, strict=False)
 
 
+def system_error(error: SafetensorError) -> OSError:
+    """safetensors wraps the operating system's error into a text of its own: the error again, with its number where the text has one."""
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
+
+
 def write_manifest(folder: Path) -> None:
     """Flushes every file of a folder and writes their sizes and digests, last. README.md is for people, who may edit it: it is not listed."""
     listed = {}
@@ -173,8 +179,8 @@ class Checkpoints:
             )
             write_manifest(temporary)
             commit(temporary, final)
-        except SafetensorError as error:  # it wraps the operating system's error in its own
-            raise OSError(str(error)) from error
+        except SafetensorError as error:
+            raise system_error(error) from error
         finally:
             if temporary.exists():
                 shutil.rmtree(temporary, ignore_errors=True)

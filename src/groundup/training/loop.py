@@ -12,7 +12,9 @@ Methods (frozen parts, adapters) change the model before the loop, tasks give th
 
 from __future__ import annotations
 
+import contextlib
 import math
+import shutil
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -125,6 +127,10 @@ class Keeper:
             self.checkpoints.save(state)
         except OSError as error:
             self.failure, self.failed_at = f"{error.strerror or error}", state.step
+            with contextlib.suppress(OSError):
+                needed = sum(t.numel() * t.element_size() for t in (*state.model.state_dict().values(), *state.tensors()[0].values()))
+                free = shutil.disk_usage(self.run.path).free
+                self.failure += f"; it needs {files.human_bytes(needed)}, {files.human_bytes(free)} are free"
             if state.best_step == state.step:
                 self.best_weights = {n: t.clone() for n, t in (state.ema or state.model.state_dict()).items()}
             self._tell(state, watchers, "checkpoint_failed", cause=self.failure)

@@ -98,8 +98,8 @@ class TrainState:
             prefix = f"optimizer.{k}."
             for name, value in named.items():
                 if name.startswith(prefix):
-                    i, _, slot = name.removeprefix(prefix).partition(".")
-                    slots.setdefault(int(i), {})[slot] = value
+                    index, _, slot = name.removeprefix(prefix).partition(".")
+                    slots.setdefault(int(index), {})[slot] = value
             optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
         for name, value in (self.ema or {}).items():
             value.copy_(named[f"ema.{name}"])

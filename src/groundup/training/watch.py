@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ class Console(Base):
 
 
 class TensorBoard(Base):
-    """TensorBoard event files. The writer is imported when the first row comes: it takes longer than many a first step."""
+    """TensorBoard event files. The format is imported when the first row comes: it takes longer than many a first step."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -130,28 +131,28 @@ class TensorBoard(Base):
     def row(self, row: dict[str, Any]) -> None:
         if row["kind"] not in ("train", "evaluate") or self.broken:
             return
-        # tensorboard's own writer and protocol buffers: torch.utils.tensorboard wraps the same and takes two seconds to import.
+        # tensorboard's own record format and protocol buffers, written here at once: torch.utils.tensorboard takes two seconds to import,
+        # and tensorboard's event writer has a thread that ends with a traceback when the disk is full.
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         try:
             if self.writer is None:
-                from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
                 self.folder.mkdir(exist_ok=True)
-                self.writer = EventFileWriter(str(self.folder))
+                name = f"events.out.tfevents.{int(time.time())}.{os.getpid()}"
+                self.writer = RecordWriter(open(self.folder / name, "wb", buffering=0))
+                self.writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
             names = {k: v for k, v in row.items() if isinstance(v, int | float) and k not in ("step", "epoch", "best")}
             values = [Summary.Value(tag=f"{row['kind']}/{k}", simple_value=float(v)) for k, v in names.items()]
-            self.writer.add_event(Event(step=row["step"], wall_time=time.time(), summary=Summary(value=values)))
+            self.writer.write(Event(step=row["step"], wall_time=time.time(), summary=Summary(value=values)).SerializeToString())
         except OSError:
-            self.broken = True
+            self.broken = True  # a half record ends what TensorBoard reads of this file: nothing more is added to it
 
     def end(self) -> None:
         if self.writer is not None:
-            try:
-                self.writer.close()
-            except OSError:
-                self.broken = True
+            self.writer.close()
+            self.writer = None
 
 
 class Profile(Base):
