@@ -448,7 +448,7 @@ def main(argv: list[str] | None = None) -> int:
         # The environment stage must answer where nothing is installed, so it has its own program; this is the same one.
         from groundup.env import cli as env_cli
 
-        return env_cli.main([a for a in arguments if a != "--traceback"])
+        return env_cli.main([a for a in arguments[1:] if a != "--traceback"])
     try:
         _choose_language(arguments)
         if threading.current_thread() is threading.main_thread():
@@ -471,6 +471,7 @@ def main(argv: list[str] | None = None) -> int:
 def _choose_language(arguments: list[str]) -> None:
     from groundup.core.errors import UserError
 
+    messages.set_language(None)
     wanted = None
     for i, argument in enumerate(arguments):
         if argument == "--":

@@ -5,11 +5,12 @@ Data, task, model, optimizers, state and plan, with every `auto` decided and wri
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,19 @@ def open_run(
         run.close()
         raise
     return resolved, run, None
+
+
+@contextlib.contextmanager
+def removed_on_failure(run: RunFolder) -> Iterator[None]:
+    """A run that fails before its first step leaves no folder behind: the corrected command can use the same --out."""
+    fresh = not run.metrics.path.exists() and not run.checkpoints.exists()
+    try:
+        yield
+    except BaseException:
+        if fresh:
+            run.close()
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
 
 
 def _absolute(recipe: Recipe) -> Recipe:

@@ -99,7 +99,8 @@ def train(
         return Run(run.path, done)
     watchers: list[loop.Watcher] = []
     try:
-        job = jobs.build(resolved, run, resume=resume, trust_code=trust_code, train_base=lambda name: train(name).path)
+        with jobs.removed_on_failure(run):
+            job = jobs.build(resolved, run, resume=resume, trust_code=trust_code, train_base=lambda name: train(name).path)
         watch = resolved.watch
         watchers = build_watchers(
             run, metric=job.plan.metric, tensorboard=watch.tensorboard, profile=watch.profile, trackers=watch.trackers

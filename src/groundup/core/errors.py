@@ -54,7 +54,7 @@ class GroundupError(Exception):
     def localized(self) -> str:
         """Type, message and fix as the terminal shows them."""
         lines = f"{type(self).__name__}: {self.message}"
-        return lines + (f"\n  {say('Fix', '解决办法')}: {self.fix}" if self.fix else "")
+        return lines + (f"\n  {say('Fix: ', '解决办法：')}{self.fix}" if self.fix else "")
 
     def as_json(self) -> dict[str, Any]:
         return {"error": {"type": type(self).__name__, "message": self.message, "fix": self.fix}}

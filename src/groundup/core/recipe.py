@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 import types
 from collections.abc import Iterator, Mapping
 from importlib import resources
@@ -18,21 +19,22 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from groundup.core import units
-from groundup.core.errors import RecipeError, did_you_mean
+from groundup.core.errors import GroundupError, RecipeError, did_you_mean
 
 Auto = Literal["auto"]
 
 
 def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("a number is expected, not true or false")
+        raise RecipeError("a number is expected, not true or false", "应为数字，而不是 true 或 false")
     return value
 
 
 Int = Annotated[int, BeforeValidator(_no_bool)]
-Float = Annotated[float, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Positive = Annotated[Int, Field(gt=0)]
 Fraction = Annotated[Float, Field(ge=0, lt=1)]
+Seed = Annotated[Int, Field(ge=0, lt=2**62)]
 
 
 class Section(BaseModel):
@@ -56,6 +58,7 @@ class Named(BaseModel):
 
 
 class Mixed(Section):
+    model_config = ConfigDict(coerce_numbers_to_str=True)  # a folder may be called 2024
     source: str
     weight: Annotated[Float, Field(gt=0)] = 1.0
 
@@ -66,12 +69,24 @@ class Split(Section):
     validation: Fraction | Literal["given"] = 0.1
     test: Fraction | Literal["given"] | Auto = "auto"
     by: Literal["record", "document", "group", "contiguous"] = "record"
-    seed: Int = 0
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> Split:
+        shares = [float(s) for s in (self.validation, self.test) if not isinstance(s, str)]
+        if sum(shares) >= 1:
+            raise RecipeError(
+                "validation and test take {all:g} of the records together; less than 1 is expected, so that some are left to train on",
+                "validation 与 test 合计占 {all:g}；应小于 1，否则没有记录可用于训练",
+                all=sum(shares),
+            )
+        return self
 
 
 class Columns(Section):
     """Role -> column of a table, where it is not recognised."""
 
+    model_config = ConfigDict(coerce_numbers_to_str=True)
     target: str | list[str] | None = None
     features: list[str] | None = None
     ignore: list[str] = []
@@ -102,6 +117,7 @@ class Picture(Section):
 
 
 class Data(Section):
+    model_config = ConfigDict(coerce_numbers_to_str=True)
     source: str | list[Mixed]
     split: Split = Split()
     columns: Columns = Columns()
@@ -164,7 +180,7 @@ class Train(Section):
     clip_norm: Annotated[Float, Field(gt=0)] | None = 1.0
     ema: Annotated[Float, Field(gt=0, lt=1)] | None = None
     early_stopping: EarlyStopping | None = None
-    seed: Int = 0
+    seed: Seed = 0
     deterministic: bool = False
     device: str = "auto"
     save_every: Positive | str = "60s"
@@ -174,8 +190,8 @@ class Train(Section):
     @classmethod
     def _duration(cls, value: int | str) -> int | str:
         if isinstance(value, str):
-            if value.isdigit():
-                return int(value)
+            if value.isdecimal():
+                return units.count(value)
             units.seconds(value)
         return value
 
@@ -188,7 +204,12 @@ class Train(Section):
     def _one_length(self) -> Train:
         given = [n for n in ("epochs", "steps", "tokens") if getattr(self, n) is not None]
         if len(given) > 1:
-            raise ValueError(f"give one of epochs, steps and tokens, not {' and '.join(given)}")
+            raise RecipeError(
+                "give one of epochs, steps and tokens, not {given}",
+                "epochs、steps、tokens 只能给一个，这里给了 {given_zh}",
+                given=" and ".join(given),
+                given_zh=" 和 ".join(given),
+            )
         if not given:
             self.epochs = 3
         return self
@@ -234,7 +255,7 @@ class Recipe(Section):
         return dict(_flatten(self.model_dump(mode="json")))
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 # What may differ when a run is resumed; epochs and steps only with --extend.
@@ -283,7 +304,7 @@ def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
     """The section class inside an annotation such as `Augment | None`."""
-    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+    if get_origin(annotation) in (Union, types.UnionType, Annotated, list):
         return next((s for a in get_args(annotation) if (s := _section_of(a))), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
@@ -300,6 +321,7 @@ def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]
 
 def _hint(key: str) -> tuple[str, str]:
     """The key that was probably meant: a synonym from elsewhere, the same last word in another section, or a near spelling."""
+    key = _unnumbered(key)
     last, keys = key.rpartition(".")[2], known_keys()
     if last in SYNONYMS:
         found = [SYNONYMS[last]]
@@ -317,29 +339,75 @@ def _hint(key: str) -> tuple[str, str]:
             siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
             listed = ", ".join(siblings)
             return (f" Keys here: {listed}.", f"这里可用的键：{listed}。") if siblings else ("", "")
-    joined = ", ".join(f"'{k}'" for k in found[:3])
-    return f" Did you mean {joined}?", f"是不是 {joined}？"
+    named = [f"'{k}'" for k in found[:3]]
+    return f" Did you mean {', '.join(named)}?", f"是不是 {'、'.join(named)}？"
+
+
+def _unnumbered(key: str) -> str:
+    """'data.source.0.weight' -> 'data.source.weight'."""
+    return re.sub(r"\.\d+(?=\.|$)", "", key)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's plain values: 1e-3 is a number; yes, off, 010, 1:30 and 2024-01-31 are text, as a label may be."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+
+_PLAIN = (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL", "~nN"),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*)", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    ("merge", r"<<", "<"),
+)
+for _tag, _pattern, _first in _PLAIN:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("^$"), [""])
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that either YAML version, or `_Loader`, would read as something else."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9.]+[eE][-+]?[0-9]+$"), [*"-+.0123456789"])
 
 
 def _lines(text: str) -> dict[str, int]:
-    """Dotted key -> line of a YAML text."""
+    """Dotted key -> line of a YAML text. Raises RecipeError for a key that stands twice: YAML would silently keep the last."""
     places: dict[str, int] = {}
 
     def walk(node: yaml.Node | None, prefix: str) -> None:
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 dotted = f"{prefix}.{key.value}" if prefix else str(key.value)
+                if dotted in places:
+                    raise RecipeError(
+                        "'{key}' is given twice, in lines {first} and {second}",
+                        "'{key}' 出现了两次：第 {first} 行和第 {second} 行",
+                        key=dotted,
+                        first=places[dotted],
+                        second=key.start_mark.line + 1,
+                    )
                 places[dotted] = key.start_mark.line + 1
                 walk(value, dotted)
 
-    walk(yaml.compose(text, Loader=yaml.SafeLoader), "")
+    walk(yaml.compose(text, Loader=_Loader), "")
     return places
 
 
 def parse_yaml(text: str, origin: str) -> dict[str, Any]:
     """A YAML mapping, or a RecipeError that names the line."""
+    text = text.removeprefix("\ufeff")
     try:
-        value = yaml.safe_load(text.removeprefix("\ufeff"))
+        value = yaml.load(text, Loader=_Loader)
+        _lines(text)
+    except RecipeError as error:
+        raise RecipeError("{origin}: {why}", "{origin}：{why_zh}", origin=origin, why=error.en, why_zh=error.zh) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise RecipeError(
@@ -352,9 +420,12 @@ def parse_yaml(text: str, origin: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RecipeError(
             "{origin}: a recipe is a mapping of keys, this is {kind}",
-            "{origin}：recipe 应是键值映射，这里却是 {kind}",
+            "{origin}：recipe 应是键值映射，这里却是{kind_zh}",
             origin=origin,
-            kind="empty" if value is None else type(value).__name__,
+            kind="empty" if value is None else f"a {type(value).__name__}",
+            kind_zh="空的" if value is None else f" {type(value).__name__}",
+            fix="groundup recipes digits-cnn   shows one",
+            fix_zh="groundup recipes digits-cnn   可查看示例",
         )
     return value
 
@@ -375,7 +446,10 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def parse_set(assignment: str) -> tuple[str, Any]:
-    """'optim.lr=3e-4' -> ('optim.lr', '3e-4'): the value is read as YAML."""
+    """'optim.lr=3e-4' -> ('optim.lr', 0.0003): numbers, true, false, null, [lists] and {mappings} as in YAML, all else is text.
+
+    A path is text whatever is in it: `*.csv`, `photos #2` and `C: drive` would be an alias, a comment and a mapping in YAML.
+    """
     key, equals, text = assignment.partition("=")
     if not equals or not key.strip():
         raise RecipeError(
@@ -383,12 +457,18 @@ def parse_set(assignment: str) -> tuple[str, Any]:
             "--set {assignment}：应写作 键=值，例如 --set optim.lr=3e-4",
             assignment=assignment,
         )
+    text = text.strip()
+    structured = text[:1] in ("[", "{", "'", '"')
     try:
-        return key.strip(), yaml.safe_load(text) if text.strip() else None
-    except yaml.YAMLError as error:
+        value = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        if not structured:
+            return key.strip(), text
         raise RecipeError(
             "--set {assignment}: the value is not valid YAML", "--set {assignment}：等号后的值不是合法的 YAML", assignment=assignment
         ) from error
+    plain = isinstance(value, bool | int | float | None) and "#" not in text
+    return key.strip(), value if structured or plain else text
 
 
 def override(tree: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -397,8 +477,72 @@ def override(tree: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
     if lengths & overrides.keys() and isinstance(tree.get("train"), dict):
         tree["train"] = {k: v for k, v in tree["train"].items() if f"train.{k}" not in lengths}
     for key, value in overrides.items():
-        _set(tree, key, value)
+        _set(tree, key, copy.deepcopy(value))
     return tree
+
+
+def explain(problem: Mapping[str, Any]) -> tuple[str, str, bool]:
+    """One of pydantic's problems in English and Chinese; and whether it is a whole sentence rather than what was expected."""
+    kind, facts = problem["type"], problem.get("ctx", {})
+    if kind == "value_error":
+        error = facts.get("error")
+        return (error.en, error.zh, True) if isinstance(error, GroundupError) else (str(error), str(error), True)
+    number = {"greater_than": (">", "gt"), "greater_than_equal": (">=", "ge"), "less_than": ("<", "lt"), "less_than_equal": ("<=", "le")}
+    if kind in number:
+        sign, key = number[kind]
+        return f"a number {sign} {facts[key]:g}", f"{sign} {facts[key]:g} 的数", False
+    if kind == "literal_error":
+        listed = str(facts["expected"]).replace(" or ", ", ")
+        return (f"one of {listed}", f"{listed.replace(', ', '、')} 之一", False) if "," in listed else (listed, listed, False)
+    if kind == "model_type":
+        sections: list[type[BaseModel]] = [Named, *Section.__subclasses__()]
+        section = next((s for s in sections if s.__name__ == facts.get("class_name")), Named)
+        first = next(iter(section.model_fields))
+        return f"a mapping of keys, as {{{first}: ...}}", f"键值映射，如 {{{first}: ...}}", False
+    if kind in _EXPECTED:
+        return *_EXPECTED[kind], False
+    return problem["msg"], problem["msg"], True
+
+
+_EXPECTED = {
+    "float_type": ("a number", "数字"),
+    "float_parsing": ("a number", "数字"),
+    "finite_number": ("a finite number", "有限的数"),
+    "int_type": ("a whole number", "整数"),
+    "int_parsing": ("a whole number", "整数"),
+    "int_from_float": ("a whole number", "整数"),
+    "string_type": ("a text", "文本"),
+    "bool_type": ("true or false", "true 或 false"),
+    "bool_parsing": ("true or false", "true 或 false"),
+    "list_type": ("a list", "列表"),
+    "tuple_type": ("a list", "列表"),
+    "dict_type": ("a mapping of keys", "键值映射"),
+    "missing": ("another value in the list", "再多一个值的列表"),
+    "too_long": ("a shorter list", "更短的列表"),
+    "string_pattern_mismatch": ("letters, digits, '_', '-' and '.' only", "仅含字母、数字、'_'、'-' 和 '.' 的名称"),
+    "invalid_key": ("a key that is text", "文本形式的键"),
+}
+
+
+def _expectations(problems: list[Any]) -> tuple[str, str]:
+    """What several problems of one key say together."""
+    told = list(dict.fromkeys(explain(p) for p in problems))
+    english, chinese = [en for en, _, whole in told if whole], [zh for _, zh, whole in told if whole]
+    if expected := [(en, zh) for en, zh, whole in told if not whole]:
+        english.append("expected " + " or ".join(en for en, _ in expected))
+        joined = " 或 ".join(zh for _, zh in expected)
+        chinese.append(f"应为 {joined}" if joined.isascii() or joined[0] in "'<>" else f"应为{joined}")
+    return "; ".join(english), "；".join(chinese)
+
+
+def _place(loc: tuple[int | str, ...], known: set[str]) -> str:
+    """The dotted key of a problem; what pydantic adds to tell the members of a union apart ('list[Mixed]', 'str') is left out."""
+    key = ""
+    for n, part in enumerate(loc):
+        longer = f"{key}.{part}" if key else str(part)
+        if longer in known or isinstance(part, int) or n == len(loc) - 1:
+            key = longer
+    return key
 
 
 def build(tree: dict[str, Any], origin: str, *, text: str = "", overridden: Mapping[str, Any] = types.MappingProxyType({})) -> Recipe:
@@ -412,43 +556,39 @@ def build(tree: dict[str, Any], origin: str, *, text: str = "", overridden: Mapp
     except ValidationError as error:
         problems = error.errors()
         lines = _lines(text.removeprefix("\ufeff")) if text else {}
-    english, chinese, seen = [], [], set()
+    known = set(known_keys())
+    english, chinese = [], []
+    found: dict[tuple[str, bool], list[Any]] = {}
     for problem in problems:
-        parts = [str(p) for p in problem["loc"]]
-        key = next((".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in known_keys()), parts[0])
-        unknown = problem["type"] == "extra_forbidden"
-        if unknown:
-            key = ".".join(p for p in parts if p[:1].islower() or p not in ("Mixed",))
-        if key in seen:
-            continue
-        seen.add(key)
-        if key in overridden or any(k.startswith(key + ".") for k in overridden):
+        parts = _place(problem["loc"], known).split(".")
+        whole = problem["type"] == "extra_forbidden" or (problem["type"] == "missing" and not isinstance(problem["loc"][-1], int))
+        longest = next((k for n in range(len(parts), 0, -1) if _unnumbered(k := ".".join(parts[:n])) in known), parts[0])
+        key = ".".join(parts) if whole else longest
+        found.setdefault((key, whole), []).append(problem)
+    for (key, whole), group in found.items():
+        problem = group[0]
+        if not whole and any(k.startswith(key + ".") for k, _ in found):
+            continue  # a list was given where a text could stand too: what is wrong inside it says more
+        if any((k + ".").startswith(key + ".") or (key + ".").startswith(k + ".") for k in overridden):
             place, place_zh = "from --set", "来自 --set"
         elif key in lines:
             place, place_zh = f"{origin}, line {lines[key]}", f"{origin} 第 {lines[key]} 行"
         else:
             place, place_zh = origin, origin
-        if unknown:
+        if problem["type"] == "extra_forbidden":
             hint, hint_zh = _hint(key)
             english.append(f"unknown key '{key}' ({place}).{hint}")
             chinese.append(f"未知的键 '{key}'（{place_zh}）。{hint_zh}")
-        elif problem["type"] == "missing":
+        elif whole:
             english.append(f"'{key}' is missing ({place})")
             chinese.append(f"缺少 '{key}'（{place_zh}）")
         else:
-            found = problem.get("input")
-            expected = "; ".join(
-                dict.fromkeys(
-                    p["msg"].removeprefix("Value error, ")
-                    for p in problems
-                    if [str(x) for x in p["loc"]][: key.count(".") + 1] == key.split(".")
-                )
-            )
-            english.append(f"{key} = {found!r} ({place}): {expected}")
-            chinese.append(f"{key} = {found!r}（{place_zh}）：{expected}")
-    raise RecipeError(
-        "\n  ".join(english).replace("{", "{{").replace("}", "}}"), "\n  ".join(chinese).replace("{", "{{").replace("}", "}}"), _=""
-    )
+            expected, expected_zh = _expectations(group)
+            given = repr(problem.get("input"))
+            given = f" = {given[:200]}" if explain(problem)[2] is False or not isinstance(problem.get("input"), dict) else ""
+            english.append(f"{key}{given} ({place}): {expected}")
+            chinese.append(f"{key}{given}（{place_zh}）：{expected_zh}")
+    raise RecipeError("{problems}", "{problems_zh}", problems="\n  ".join(english), problems_zh="\n  ".join(chinese))
 
 
 def shipped() -> dict[str, Path]:
@@ -485,7 +625,14 @@ def load(recipe: str | Path | Recipe | Mapping[str, Any], overrides: Mapping[str
         try:
             text = path.read_text(encoding="utf-8")
         except (UnicodeDecodeError, OSError) as error:
-            raise RecipeError("{path} cannot be read as text: {error}", "无法读取 {path}：{error}", path=path, error=error) from error
+            raise RecipeError(
+                "{path} cannot be read as text: {error}",
+                "无法读取 {path}：{error}",
+                path=path,
+                error=error,
+                fix="save it as UTF-8",
+                fix_zh="请存为 UTF-8 编码",
+            ) from error
         origin = str(recipe)
         tree = parse_yaml(text, origin)
     return build(override(tree, overrides), origin, text=text, overridden=overrides)

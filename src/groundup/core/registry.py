@@ -168,6 +168,7 @@ class Registry(Generic[T]):
                     kind_zh=self.kind_zh,
                     entry=entry.name,
                 )
+        given = {name: self._fitting(entry, name, value, where) for name, value in given.items()}
         missing = [n for n, p in known.items() if p.default is p.empty and n not in given]
         if missing:
             raise RecipeError(
@@ -181,6 +182,39 @@ class Registry(Generic[T]):
                 entry=entry.name,
             )
         return given
+
+    def _fitting(self, entry: Entry[T], name: str, value: Any, where: str) -> Any:
+        """The value as the argument's annotation has it; as it is where there is none that can be checked."""
+        from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+        from groundup.core.recipe import explain
+
+        try:
+            annotation = inspect.signature(entry.target, eval_str=True).parameters[name].annotation
+            if annotation is inspect.Parameter.empty:
+                return value
+            fitted = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+        except ValidationError as error:
+            told = [explain(p) for p in error.errors()]
+            english, chinese = " or ".join(dict.fromkeys(t[0] for t in told)), " 或 ".join(dict.fromkeys(t[1] for t in told))
+        except (NameError, TypeError, AttributeError, SyntaxError, PydanticUserError):
+            return value
+        else:
+            if not isinstance(value, bool) or isinstance(fitted, bool):
+                return fitted
+            english, chinese = "a number, not true or false", "数字，而不是 true 或 false"
+        raise RecipeError(
+            "{where}.{name} = {value} for {kind} '{entry}': expected {expected}",
+            "{kind_zh} '{entry}' 的参数 {where}.{name} = {value}：应为 {expected_zh}",
+            where=where,
+            name=name,
+            value=repr(value),
+            kind=self.kind,
+            kind_zh=self.kind_zh,
+            entry=entry.name,
+            expected=english,
+            expected_zh=chinese,
+        )
 
 
 def load_user_module(path: Path) -> ModuleType:

@@ -6,10 +6,11 @@ it (text, whole numbers or reals, one column or several): the task decides what 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,8 +129,21 @@ class FileImages:
         self.shape = (len(paths), channels, *size)
 
     def fetch(self, index: Sequence[int] | NDArray[np.int64]) -> torch.Tensor:
-        pictures = [decode(self.paths[int(i)].read_bytes(), self.channels, self.size) for i in index]
-        return torch.from_numpy(np.stack(pictures))
+        with quiet_pillow():
+            return torch.from_numpy(np.stack([self._decoded(int(i)) for i in index]))
+
+    def _decoded(self, i: int) -> NDArray[np.uint8]:
+        try:
+            return decode(self.paths[i].read_bytes(), self.channels, self.size)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                "{path} could be read when the run began and cannot be now: {error}",
+                "{path} 在开始时可以读取，现在无法读取：{error}",
+                path=self.paths[i],
+                error=error,
+                fix="put the file back and continue with --resume",
+                fix_zh="恢复该文件，然后用 --resume 继续",
+            ) from error
 
     def select(self, keep: NDArray[np.int64]) -> FileImages:
         return FileImages([self.paths[i] for i in keep], self.channels, self.size, self.sums[keep])
@@ -144,11 +158,29 @@ class FileImages:
         array = np.empty(self.shape, dtype=np.uint8)
 
         def one(i: int) -> None:
-            array[i] = decode(self.paths[i].read_bytes(), self.channels, self.size)
+            array[i] = self._decoded(i)
 
-        with ThreadPoolExecutor() as pool:
+        with quiet_pillow(), ThreadPoolExecutor() as pool:
             list(pool.map(one, range(len(self.paths))))
         return ArrayImages(array)
+
+
+def read_bytes(path: Path) -> bytes:
+    """A data file's contents. Raises DataError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            "{path} cannot be read: {cause}", "无法读取 {path}：{cause}", path=path, cause=error.strerror or str(error)
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Without Pillow's remarks on odd metadata and large pictures. Around a thread pool, not in its threads: the filters are global."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+        yield
 
 
 def decode(data: bytes, channels: int | None = None, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
@@ -160,23 +192,23 @@ def decode(data: bytes, channels: int | None = None, size: tuple[int, int] | Non
     from PIL import Image, ImageOps
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # Pillow's remarks on odd metadata
-            with Image.open(io.BytesIO(data)) as opened:
-                opened.load()
-                return picture_array(ImageOps.exif_transpose(opened), channels, size)
+        with Image.open(io.BytesIO(data)) as opened:
+            opened.load()
+            return picture_array(ImageOps.exif_transpose(opened), channels, size)
     except Exception as error:  # Pillow raises many kinds for damaged bytes, a decompression bomb among them
         reason = str(error).replace(repr(io.BytesIO), "").split(" <_io.BytesIO")[0]
         raise ValueError(reason or type(error).__name__) from error
 
 
 def picture_array(picture: Any, channels: int | None = None, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """A PIL picture as uint8 [C, H, W]. Transparency is laid on white; 16-bit grey is brought to 8."""
+    """A PIL picture as uint8 [C, H, W]. Transparency is laid on white; 16-bit grey and real-valued pixels are brought to 8 bits."""
     from PIL import Image
 
     if picture.mode.startswith("I") or picture.mode == "F":
         raw = np.asarray(picture, dtype=np.float64)
-        top = 65535.0 if raw.max(initial=0) > 255 else 255.0
+        # 'I;16' says its depth; for 'I' and 'F' the values have to.
+        highest = 65535.0 if picture.mode.startswith("I;16") else raw.max(initial=0)
+        top = 65535.0 if highest > 255 else 255.0 if highest > 1 or picture.mode == "I" else 1.0
         picture = Image.fromarray((raw.clip(0, top) / top * 255).round().astype(np.uint8))
     elif "A" in picture.getbands() or "transparency" in picture.info:
         picture = picture.convert("RGBA")
@@ -214,6 +246,8 @@ def from_arrays(
         DataError: shapes that do not fit each other, or a dtype that is neither.
     """
     x, y = np.asarray(inputs), np.asarray(target)
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
         raise DataError(
             "{name}: {n} inputs and {m} targets; each record needs one of both",
@@ -222,10 +256,24 @@ def from_arrays(
             n=len(x) if x.ndim else 0,
             m=len(y) if y.ndim else 0,
         )
-    if not np.issubdtype(x.dtype, np.number) and x.dtype != bool:
+    if x.dtype.kind not in "buif":
         raise DataError(
-            "{name}: inputs have dtype {dtype}; numbers are expected", "{name}：输入的类型是 {dtype}，应为数值", name=name, dtype=x.dtype
+            "{name}: inputs have dtype {dtype}; real numbers are expected",
+            "{name}：输入的类型是 {dtype}，应为实数",
+            name=name,
+            dtype=x.dtype,
         )
+    if x.ndim > 4 or y.ndim > 2 or x[:1].size == 0 < len(x):
+        raise DataError(
+            "{name}: inputs of shape {x} and targets of shape {y}; pictures [N, H, W] or [N, C, H, W] or vectors [N, features] are expected",
+            "{name}：输入的形状是 {x}，目标的形状是 {y}；应为图片 [N, H, W]、[N, C, H, W] 或向量 [N, 特征]",
+            name=name,
+            x=x.shape,
+            y=y.shape,
+        )
+    if y.dtype.kind not in "buifUS" and any(v is None or v != v for v in y.ravel()):
+        at = next(i for i, row in enumerate(y) if any(v is None or v != v for v in np.ravel(row)))
+        raise DataError("{name}: record {at} has no target", "{name}：第 {at} 条记录没有目标值", name=name, at=at)
     if x.ndim in (3, 4):
         if x.ndim == 3:
             x = x[:, None]

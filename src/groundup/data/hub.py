@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from groundup.core.errors import DataError
-from groundup.data.dataset import Dataset, from_arrays, picture_array
+from groundup.data.dataset import Dataset, from_arrays, picture_array, quiet_pillow
+from groundup.data.table import SPLIT_NAMES
 
 
 def _reachable() -> bool:
@@ -75,14 +76,35 @@ def from_hub_splits(name: str, splits: dict[str, Any], columns: Any = None) -> D
             columns=", ".join(features),
             fix="--set data.columns.image=NAME --set data.columns.target=NAME",
         )
-    pictures, labels, given, start = [], [], {}, 0
+    pictures, labels, given = [], [], {}
+    rejected: list[dict[str, Any]] = []
+    places: list[str] = []
     names = getattr(features[target], "names", None)
     for split, rows in splits.items():
-        given["validation" if split in ("validation", "valid", "dev", "val") else split] = np.arange(start, start + len(rows))
-        start += len(rows)
-        for row in rows:
-            pictures.append(picture_array(row[image]))
-            labels.append(names[row[target]] if names else row[target])
+        start = len(pictures)
+        for i in range(len(rows)):
+            try:
+                row = rows[i]
+                label = row[target]
+                if row[image] is None or label is None or (names and not 0 <= label < len(names)):  # -1 stands for 'not labelled'
+                    raise ValueError("no picture" if row[image] is None else "no label")
+                with quiet_pillow():
+                    picture = picture_array(row[image])
+            except (ValueError, OSError) as error:
+                rejected.append({"record": f"{name} {split}[{i}]", "reason": str(error), "reason_zh": f"无法使用：{error}"})
+                continue
+            pictures.append(picture)
+            labels.append(names[label] if names else label)
+            places.append(f"{name} {split}[{i}]")
+        given[SPLIT_NAMES.get(split, split)] = np.arange(start, len(pictures))
+    if not pictures:
+        raise DataError(
+            "hub:{name}: none of its {n} records has a picture and a label; the first: {why}",
+            "hub:{name}：{n} 条记录中没有一条同时有图片和标签；第一条：{why}",
+            name=name,
+            n=len(rejected),
+            why=rejected[0]["reason"] if rejected else "no records",
+        )
     shapes = {p.shape for p in pictures}
     if len(shapes) > 1:
         from PIL import Image
@@ -90,4 +112,6 @@ def from_hub_splits(name: str, splits: dict[str, Any], columns: Any = None) -> D
         channels = max(s[0] for s in shapes)
         size = tuple(int(np.median([s[a] for s in shapes])) for a in (1, 2))
         pictures = [picture_array(Image.fromarray(p[0] if p.shape[0] == 1 else p.transpose(1, 2, 0)), channels, size) for p in pictures]  # type: ignore[arg-type]
-    return from_arrays(f"hub:{name}", np.stack(pictures), np.asarray(labels), given=given)
+    dataset = from_arrays(f"hub:{name}", np.stack(pictures), np.asarray(labels), given=given, describe=lambda i: places[i])
+    dataset.rejected += rejected
+    return dataset

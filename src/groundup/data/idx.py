@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from groundup.core import files
 from groundup.core.errors import DataError
-from groundup.data.dataset import Dataset, from_arrays
+from groundup.data.dataset import Dataset, from_arrays, read_bytes
 
 _DTYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
@@ -23,7 +24,7 @@ def read_idx(path: Path) -> NDArray[Any]:
     Raises:
         DataError: not an IDX file, or one that is cut off.
     """
-    data = path.read_bytes()
+    data = read_bytes(path)
     try:
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
@@ -39,8 +40,8 @@ def read_idx(path: Path) -> NDArray[Any]:
             begin=data[:4].hex() or "nothing",
         )
     rank, dtype = data[3], np.dtype(_DTYPES[data[2]])
-    shape = tuple(int(n) for n in np.frombuffer(data[4 : 4 + 4 * rank], dtype=">u4"))
-    expected = 4 + 4 * rank + int(np.prod(shape)) * dtype.itemsize
+    shape = tuple(int.from_bytes(data[at : at + 4], "big") for at in range(4, min(4 + 4 * rank, len(data) - 3), 4))
+    expected = 4 + 4 * rank + math.prod(shape) * dtype.itemsize
     if len(shape) != rank or len(data) != expected:
         raise DataError(
             "{path}: {found} bytes where its header {shape} asks for {expected}",
@@ -54,8 +55,12 @@ def read_idx(path: Path) -> NDArray[Any]:
 
 
 def find_idx(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Split -> (images, labels) of a folder in MNIST's naming; empty where there are none. 't10k' and 'test' are the test split."""
-    found = {}
+    """Split -> (images, labels) of a folder in MNIST's naming; empty where there are none. 't10k' and 'test' are the test split.
+
+    Raises:
+        DataError: one file of a pair is there without the other.
+    """
+    found: dict[str, tuple[Path, Path]] = {}
     for split, stems in {"train": ("train",), "test": ("t10k", "test")}.items():
         for stem in stems:
             pair = []
@@ -63,7 +68,14 @@ def find_idx(folder: Path) -> dict[str, tuple[Path, Path]]:
                 names = [f"{stem}-{part}.gz", f"{stem}-{part}", f"{stem}-{part.replace('-idx', '.idx')}"]
                 pair += [folder / n for n in names if (folder / n).is_file()][:1]
             if len(pair) == 2:
-                found[split] = (pair[0], pair[1])
+                found.setdefault(split, (pair[0], pair[1]))
+            elif pair:
+                raise DataError(
+                    "{folder} holds {file} without its partner (images and labels belong together)",
+                    "{folder} 里有 {file}，却没有与之配对的文件（图像与标签应成对出现）",
+                    folder=folder,
+                    file=pair[0].name,
+                )
     return found
 
 
@@ -80,7 +92,8 @@ def read_folder(folder: Path, name: str, classes: int | None = None) -> Dataset:
             "{folder}：没有 IDX 图像和标签文件（train-images-idx3-ubyte[.gz] 等）",
             folder=folder,
         )
-    images, labels, given, start = [], [], {}, 0
+    images: list[NDArray[Any]] = []
+    labels, given, start = [], {}, 0
     for split, (image_file, label_file) in pairs.items():
         x, y = read_idx(image_file), read_idx(label_file)
         if x.ndim != 3 or y.ndim != 1 or len(x) != len(y):
@@ -91,6 +104,15 @@ def read_folder(folder: Path, name: str, classes: int | None = None) -> Dataset:
                 labels=label_file,
                 x=x.shape,
                 y=y.shape,
+            )
+        if not np.issubdtype(y.dtype, np.integer) or (images and x.shape[1:] != images[0].shape[1:]):
+            raise DataError(
+                "{images} holds {x} and {labels} holds {kind}; pictures of one size and whole-numbered labels are expected",
+                "{images} 的形状是 {x}，{labels} 的类型是 {kind}；图片尺寸应一致，标签应为整数",
+                images=image_file,
+                x=x.shape,
+                labels=label_file,
+                kind=y.dtype,
             )
         if classes is not None and len(y) and (y.min() < 0 or y.max() >= classes):
             wrong = int(np.flatnonzero((y < 0) | (y >= classes))[0])

@@ -16,41 +16,75 @@ from groundup.core.device import available_memory
 from groundup.core.errors import DataError, did_you_mean
 from groundup.core.recipe import Data
 from groundup.data import cache
-from groundup.data.dataset import IMAGE_SUFFIXES, ArrayImages, Dataset, FileImages, decode
-from groundup.data.table import read_rows
+from groundup.data.dataset import IMAGE_SUFFIXES, ArrayImages, Dataset, FileImages, decode, quiet_pillow
+from groundup.data.table import SPLIT_NAMES, read_rows, split_column
 
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
 FILE_COLUMNS = ("file", "filename", "file_name", "path", "image", "img")
 LABEL_COLUMNS = ("label", "labels", "class", "target", "category", "y")
 
 
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Every file below a folder, sorted; hidden files and folders (.ipynb_checkpoints holds copies) are left out."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        found += [Path(parent) / n for n in sorted(names) if not n.startswith(".")]
+    return sorted(found)
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _pictures_in(folder: Path) -> int:
+    return sum(_is_picture(p) and p.is_file() for p in folder.iterdir())
+
+
 def list_labelled(folder: Path) -> tuple[list[Path], list[str], list[str], int]:
-    """Files, labels and splits ('' where the folder has none) below a folder, sorted by path; and how many other files were passed over."""
-    top = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    splits = {p: SPLIT_NAMES[p.name.lower()] for p in top if p.name.lower() in SPLIT_NAMES}
-    has_splits = len(splits) > 1 and len(splits) == len(top) and any(q.is_dir() for p in top for q in p.iterdir())
+    """Files, labels and splits ('' where the folder has none) below a folder, sorted by path; and how many other files were passed over.
+
+    Raises:
+        DataError: folders of splits stand beside folders that are none.
+    """
+    below = {p: _files_below(p) for p in _folders_in(folder)}
+    top = [p for p in below if any(_is_picture(f) for f in below[p])]
+    if len(top) == 1 and not _pictures_in(folder) and not _pictures_in(top[0]) and top[0].name.lower() not in SPLIT_NAMES:
+        return list_labelled(top[0])  # archives often unpack to a folder in a folder
+    splits = {p: SPLIT_NAMES[p.name.lower()] for p in top if p.name.lower() in SPLIT_NAMES and _folders_in(p)}
+    if splits:  # beside train/<label>/ a test/ without labels is common: its pictures cannot be used
+        top = [p for p in top if p in splits or p.name.lower() not in SPLIT_NAMES]
+    if len(splits) > 1 and len(splits) < len(top):
+        raise DataError(
+            "{folder} holds the splits {splits} and beside them {others}; is that a split or a label?",
+            "{folder} 里有划分 {splits}，旁边还有 {others}；它是划分还是标签？",
+            folder=folder,
+            splits=", ".join(p.name for p in splits),
+            others=", ".join(p.name for p in top if p not in splits),
+            fix="move it out of the folder, or name it validation or test",
+            fix_zh="把它移出该文件夹，或改名为 validation 或 test",
+        )
+    labelled = [(q, splits[p]) for p in top for q in _folders_in(p)] if splits and len(splits) == len(top) else [(p, "") for p in top]
     paths, labels, given, other = [], [], [], 0
-    for label_folder, split in (
-        [(q, splits[p]) for p in top for q in sorted(p.iterdir()) if q.is_dir()] if has_splits else [(p, "") for p in top]
-    ):
-        for parent, _, names in sorted(os.walk(label_folder)):
-            for name in sorted(names):
-                if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                    paths.append(Path(parent) / name)
-                    labels.append(label_folder.name)
-                    given.append(split)
-                elif not name.startswith("."):
-                    other += 1
+    for label_folder, split in labelled:
+        for file in _files_below(label_folder):
+            if _is_picture(file):
+                paths.append(file)
+                labels.append(label_folder.name)
+                given.append(split)
+            else:
+                other += 1
     return paths, labels, given, other
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a cell that cannot be a file name
+        return False
 
 
 def list_from_csv(csv: Path, columns: Any) -> tuple[list[Path], list[str], list[str], list[dict[str, Any]]]:
@@ -66,7 +100,7 @@ def list_from_csv(csv: Path, columns: Any) -> tuple[list[Path], list[str], list[
         if name is None:
             raise DataError(
                 "{csv}: none of its columns ({header}) is known as the {role}",
-                "{csv}：在列（{header}）中认不出哪一列是{role}",
+                "{csv}：在列（{header}）中认不出哪一列是 {role}",
                 csv=csv,
                 header=", ".join(header),
                 role=role,
@@ -74,23 +108,48 @@ def list_from_csv(csv: Path, columns: Any) -> tuple[list[Path], list[str], list[
             )
         return lower[name]
 
+    if isinstance(columns.target, list):
+        raise DataError(
+            "data.columns.target = {target}: a picture has one label column",
+            "data.columns.target = {target}：图片只能有一列标签",
+            target=columns.target,
+        )
     file_at, label_at = column(columns.image, FILE_COLUMNS, "image"), column(columns.target, LABEL_COLUMNS, "target")
-    split_at = lower.get((columns.split or "split").lower())
-    places = [csv.parent, *sorted(p for p in csv.parent.iterdir() if p.is_dir() and not p.name.startswith("."))]
+    splits = split_column(csv, header, rows, columns.split)
+    places = [csv.parent, *_folders_in(csv.parent)]
     paths, labels, given, rejected = [], [], [], []
-    for line, row in rows:
-        if len(row) <= max(file_at, label_at) or not row[label_at].strip():
+    for n, (line, row) in enumerate(rows):
+        name, label = row[file_at], row[label_at]
+        if not label:
             rejected.append({"record": f"{csv.name} line {line}", "reason": "no label", "reason_zh": "没有标签"})
             continue
-        name = row[file_at].strip()
-        found = next((p / name for p in places if (p / name).is_file()), None)
+        spellings = [name, name.replace("\\", "/")] if name else []
+        found = next((p / spelling for p in places for spelling in spellings if _is_file(p / spelling)), None)
         if found is None:
-            rejected.append({"record": f"{csv.name} line {line}", "reason": f"no file {name}", "reason_zh": f"没有文件 {name}"})
+            rejected.append({"record": f"{csv.name} line {line}", "reason": f"no file '{name}'", "reason_zh": f"没有文件 '{name}'"})
             continue
         paths.append(found)
-        labels.append(row[label_at].strip())
-        given.append(SPLIT_NAMES.get(row[split_at].strip().lower(), "") if split_at is not None and split_at < len(row) else "")
+        labels.append(label)
+        given.append(splits[n] if splits else "")
     return paths, labels, given, rejected
+
+
+def _label_table(folder: Path, columns: Any, needed: bool) -> Path | None:
+    """The table of a folder that names pictures and labels; any table where one is needed and none is recognised."""
+    tables = sorted((p for p in folder.iterdir() if p.suffix.lower() in (".csv", ".tsv") and p.is_file()), key=_table_rank)
+    for table in tables:
+        try:
+            header = {h.lower() for h in read_rows(table)[0]}
+        except DataError:
+            continue
+        image, target = columns.image, columns.target if isinstance(columns.target, str) else None
+        if ({image.lower()} if image else {*FILE_COLUMNS}) & header and ({target.lower()} if target else {*LABEL_COLUMNS}) & header:
+            return table
+    return tables[0] if tables and needed else None
+
+
+def _table_rank(path: Path) -> tuple[bool, str]:
+    return path.stem.lower() not in ("labels", "metadata", "train", "index"), path.name
 
 
 def read_image_folder(source: Path, config: Data) -> Dataset:
@@ -104,15 +163,20 @@ def read_image_folder(source: Path, config: Data) -> Dataset:
     """
     root = source if source.is_dir() else source.parent
     rejected: list[dict[str, Any]] = []
-    tables = sorted(root.glob("*.csv")) + sorted(root.glob("*.tsv")) if source.is_dir() else [source]
+    notes: list[tuple[str, str]] = []
+    loose = _pictures_in(root) if source.is_dir() else 0
     paths, labels, given, other = list_labelled(source) if source.is_dir() else ([], [], [], 0)
-    if tables and (not source.is_dir() or not paths or any(p.suffix.lower() in IMAGE_SUFFIXES for p in root.iterdir())):
-        named = next((t for t in tables if t.stem.lower() in ("labels", "metadata", "train", "index")), tables[0])
-        paths, labels, given, rejected = list_from_csv(named, config.columns)
-        root = named.parent
+    table = _label_table(source, config.columns, needed=not paths) if source.is_dir() else source
+    if table is not None:
+        if paths:
+            notes.append((f"labels are taken from {table.name}, not from the folders' names", f"标签取自 {table.name}，而不是文件夹名"))
+        (paths, labels, given, rejected), other = list_from_csv(table, config.columns), 0
+    elif paths and (unlabelled := len([f for f in _files_below(source) if _is_picture(f)]) - len(paths)):
+        notes.append(
+            (f"{unlabelled} pictures lie in no label's folder and were passed over", f"有 {unlabelled} 张图片不在任何标签文件夹里，已跳过")
+        )
     if not paths:
-        loose = sum(p.suffix.lower() in IMAGE_SUFFIXES for p in source.iterdir()) if source.is_dir() else 0
-        if loose:
+        if loose and not rejected:
             raise DataError(
                 "{source} holds {n} pictures and no labels",
                 "{source} 里有 {n} 张图片，但没有标签",
@@ -129,12 +193,11 @@ def read_image_folder(source: Path, config: Data) -> Dataset:
             fix="expected FOLDER/<label>/*.png|jpg, or FOLDER/labels.csv with the columns file,label",
             fix_zh="应为 目录/<标签>/*.png|jpg，或含 file,label 两列的 目录/labels.csv",
         )
-    notes: list[tuple[str, str]] = []
     if other:
         notes.append((f"{other} files are not pictures and were passed over", f"有 {other} 个文件不是图片，已跳过"))
 
     # First pass: headers and bytes' digests. What cannot be opened is rejected here already.
-    with ThreadPoolExecutor() as pool:
+    with quiet_pillow(), ThreadPoolExecutor() as pool:
         heads = list(pool.map(_head, paths))
     sizes = Counter(h["size"] for h in heads if "size" in h)
     if not sizes:
@@ -203,7 +266,7 @@ def _head(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        return {"error": error.strerror or str(error), "digest": b""}
+        return {"error": error.strerror or str(error), "digest": bytes(32)}
     digest = hashlib.sha256(data).digest()
     if not data:
         return {"error": "the file is empty", "digest": digest}
@@ -247,7 +310,7 @@ def _decode_all(
         sums[i] = real.sum(axis=1), np.square(real).sum(axis=1)
         return None
 
-    with ThreadPoolExecutor() as pool:
+    with quiet_pillow(), ThreadPoolExecutor() as pool:
         bad = {i: reason for i, reason in enumerate(pool.map(one, range(len(paths)))) if reason is not None}
     arrays = {"bad": np.array(sorted(bad), dtype=np.int64), "reasons": np.array([bad[i] for i in sorted(bad)], dtype=np.str_), "sums": sums}
     cache.store(key, arrays | ({"pixels": pixels} if keep else {}))

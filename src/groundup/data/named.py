@@ -23,7 +23,7 @@ def locate(name: str, hub_name: str, read: Callable[[Path], Dataset]) -> Dataset
     places = [Path(given).expanduser() / name] if given else []
     places.append(cache_folder() / name)
     for place in places:
-        if place.is_dir():
+        if place.is_dir() and any(place.iterdir()):
             return read(place)
     try:
         return read_hub(hub_name)

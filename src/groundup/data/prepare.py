@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +51,15 @@ def labels_of(dataset: Dataset) -> NDArray[np.str_]:
             "{name} 有 {n} 个目标列；类别标签只需要一个",
             name=dataset.name,
             n=target.shape[1],
+            fix="--set task.multi_label=true   for columns of 0 and 1 with vector-classification"
+            if dataset.kind == "vector"
+            else "one whole number or text per picture",
+            fix_zh="--set task.multi_label=true   （vector-classification，各列为 0 和 1）"
+            if dataset.kind == "vector"
+            else "每张图片一个整数或文本",
         )
     if np.issubdtype(target.dtype, np.floating):
-        whole = target == np.round(target)
+        whole = np.isfinite(target) & (target == np.round(target))
         if not whole.all():
             at = int(np.flatnonzero(~whole)[0])
             raise DataError(
@@ -64,6 +71,37 @@ def labels_of(dataset: Dataset) -> NDArray[np.str_]:
             )
         target = target.astype(np.int64)
     return target.astype(np.str_)
+
+
+def numeric_target(dataset: Dataset) -> NDArray[np.float64]:
+    """The target as float64 [N, targets].
+
+    Raises:
+        DataError: a value that is not a finite number; names the first one.
+    """
+    target = dataset.target if dataset.target.ndim == 2 else dataset.target[:, None]
+    try:
+        values: NDArray[np.float64] = target.astype(np.float64)
+    except ValueError:
+        values = np.array([[_real(cell) for cell in row] for row in target])
+    if not np.isfinite(values).all():
+        i, j = np.argwhere(~np.isfinite(values))[0]
+        raise DataError(
+            "{record}: the target is '{cell}'; a finite number is expected",
+            "{record}：目标值是 '{cell}'；应为有限的数",
+            record=dataset.describe(int(i)),
+            cell=target[i, j],
+            fix="--set task=vector-classification   for labels",
+            fix_zh="--set task=vector-classification   （若目标是标签）",
+        )
+    return values
+
+
+def _real(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return math.nan
 
 
 def keep_classes(dataset: Dataset, classes: list[str]) -> Dataset:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import glob
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from groundup.core import files
-from groundup.core.errors import DataError, did_you_mean
+from groundup.core.errors import DataError, GroundupError, did_you_mean
 from groundup.core.recipe import Data
 from groundup.core.registry import DATASETS
-from groundup.data.dataset import IMAGE_SUFFIXES, ArrayImages, Dataset, from_arrays
+from groundup.data.dataset import IMAGE_SUFFIXES, ArrayImages, Dataset, digests_of, from_arrays, picture_array
 from groundup.data.idx import find_idx, read_folder
 from groundup.data.image_folder import FILE_COLUMNS, read_image_folder
 from groundup.data.order import hashed_order
@@ -35,13 +36,38 @@ def open_source(config: Data) -> Dataset:
 
 
 def _sampled(spec: str, config: Data) -> Dataset:
-    match = re.fullmatch(r"(.+)#(\d+)", spec)
+    match = re.fullmatch(r"(.+)#([0-9]+)", spec)
+    if match and _there(Path(spec).expanduser()):  # a folder may be called 'photos#2'
+        match = None
     dataset = _open_one(match[1] if match else spec, config)
     if match and (count := int(match[2])) < len(dataset):
         if count == 0:
             raise DataError("{spec} asks for no records", "{spec} 要求 0 条记录", spec=spec)
         dataset = dataset.select(np.sort(hashed_order(dataset.digests, config.split.seed)[:count]))
-    return dataset
+    return _resized(dataset, config) if dataset.kind == "image" else dataset
+
+
+def _there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _resized(dataset: Dataset, config: Data) -> Dataset:
+    """Pictures in memory brought to `data.image` (folders are decoded to it already)."""
+    wanted, channels = config.image.size, config.image.channels
+    sides = dataset.input_shape[1:] if wanted == "auto" else (wanted, wanted) if isinstance(wanted, int) else (wanted[0], wanted[-1])
+    shape = (dataset.input_shape[0] if channels == "auto" else channels, *sides)
+    if shape == dataset.input_shape or not isinstance(dataset.inputs, ArrayImages):
+        return dataset
+    from PIL import Image
+
+    made = np.empty((len(dataset), *shape), dtype=np.uint8)
+    for i, pixels in enumerate(dataset.inputs.array):
+        picture = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+        made[i] = picture_array(picture, shape[0], (shape[1], shape[2]))
+    return replace(dataset, inputs=ArrayImages(made))
 
 
 def _open_one(spec: str, config: Data) -> Dataset:
@@ -54,11 +80,7 @@ def _open_one(spec: str, config: Data) -> Dataset:
     path = Path(spec).expanduser()
     if spec in DATASETS.names():  # a name wins over a folder of the same name: ./digits is still reached as ./digits
         return DATASETS.get(spec).target()  # type: ignore[no-any-return]
-    try:
-        there = path.exists()
-    except OSError:
-        there = False
-    if there:
+    if _there(path):
         return _from_path(path, config)
     matched = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))] if any(c in spec for c in "*?[") else []
     if matched:
@@ -93,12 +115,8 @@ def _from_path(path: Path, config: Data) -> Dataset:
     if suffix in (".csv", ".tsv", ".txt", ".data"):
         header, rows = read_rows(path)
         by_name = {h.lower(): i for i, h in enumerate(header)}
-        at = (
-            by_name.get(config.columns.image.lower())
-            if config.columns.image
-            else next((by_name[c] for c in FILE_COLUMNS if c in by_name), None)
-        )
-        if at is not None and rows and Path(rows[0][1][at]).suffix.lower() in IMAGE_SUFFIXES:
+        at = next((by_name[c] for c in FILE_COLUMNS if c in by_name), None)
+        if config.columns.image or (at is not None and any(Path(row[at]).suffix.lower() in IMAGE_SUFFIXES for _, row in rows)):
             return read_image_folder(path, config)
         return read_csv(path, config)
     raise DataError(
@@ -106,6 +124,8 @@ def _from_path(path: Path, config: Data) -> Dataset:
         "{path}：无法读取 '{suffix}' 文件；可读：.csv、.tsv、.npz、图片文件夹、IDX 文件夹",
         path=path,
         suffix=suffix or path.name,
+        fix="write {path}:NAME for a function or class in it" if suffix == ".py" else None,
+        fix_zh="其中的函数或类写作 {path}:名字" if suffix == ".py" else None,
     )
 
 
@@ -113,11 +133,24 @@ def _from_user(spec: str) -> Dataset:
     """`path/to/file.py:Name`: a function or class that gives a Dataset, a pair (inputs, targets), or a torch map-style data set of such pairs."""
     entry = DATASETS.get(spec)
     assert entry.file is not None
-    made: Any = entry.target()
-    if not isinstance(made, Dataset):
-        if not isinstance(made, tuple) and hasattr(made, "__getitem__") and hasattr(made, "__len__"):
+    try:
+        made: Any = entry.target()
+        if not isinstance(made, Dataset | tuple | dict) and hasattr(made, "__getitem__") and hasattr(made, "__len__"):
             pairs = [made[i] for i in range(len(made))]
-            made = (np.stack([np.asarray(x) for x, *_ in pairs]), np.asarray([np.asarray(y) for _, y, *_ in pairs])) if pairs else ()
+            if pairs and all(isinstance(p, tuple | list) and len(p) >= 2 for p in pairs):
+                made = np.stack([np.asarray(p[0]) for p in pairs]), np.asarray([np.asarray(p[1]) for p in pairs])
+    except GroundupError:
+        raise
+    except Exception as error:
+        raise DataError(
+            "{spec} failed: {cause}",
+            "{spec} 运行出错：{cause}",
+            spec=spec,
+            cause=f"{type(error).__name__}: {error}",
+            fix="--traceback shows where; it is called without arguments and gives (inputs, targets)",
+            fix_zh="加 --traceback 可看到位置；调用时不带参数，应返回 (输入, 目标)",
+        ) from error
+    if not isinstance(made, Dataset):
         if not (isinstance(made, tuple) and len(made) == 2):
             raise DataError(
                 "{spec} gave {kind}; a groundup Dataset, a pair (inputs, targets) or a torch Dataset is expected",
@@ -144,9 +177,14 @@ def _mixture(parts: list[tuple[Dataset, float]]) -> Dataset:
             listed=listed,
             fix="--set data.image.size=N --set data.image.channels=1",
         )
+    sets = [_columns_like(sets[0], s) for s in sets]
+    notes: list[tuple[str, str]] = []
     if all(w > 0 for _, w in parts):
         total = min(len(s) / w for s, w in parts)
-        sets = [s.select(np.sort(hashed_order(s.digests, 0)[: max(1, round(total * w))])) for s, w in parts]
+        whole = sets
+        sets = [s.select(np.sort(hashed_order(s.digests, 0)[: max(1, round(total * w))])) for s, (_, w) in zip(sets, parts)]
+        shares = ", ".join(f"{s.name} {len(s)}/{len(w)}" for s, w in zip(sets, whole))
+        notes.append((f"records taken for the weights of the mixture: {shares}", f"按混合权重取用的记录：{shares}"))
     starts = np.cumsum([0, *(len(s) for s in sets)])
 
     def describe(i: int) -> str:
@@ -171,10 +209,28 @@ def _mixture(parts: list[tuple[Dataset, float]]) -> Dataset:
         [d for s in sets for d in s.digests],
         describe,
         given,
-        None,
+        None if any(s.groups is None for s in sets) else np.concatenate([s.groups for s in sets]),
         sets[0].feature_names,
         sets[0].target_names,
         {k: v for s in sets for k, v in s.files.items()},
         [r for s in sets for r in s.rejected],
-        [n for s in sets for n in s.notes],
+        list(dict.fromkeys(n for s in sets for n in s.notes)) + notes,
     )
+
+
+def _columns_like(first: Dataset, other: Dataset) -> Dataset:
+    """The same columns in the first one's order. Raises DataError where they are not the same."""
+    if other.kind != "vector" or (other.feature_names == first.feature_names and other.target_names == first.target_names):
+        return other
+    if sorted(other.feature_names) != sorted(first.feature_names) or other.target_names != first.target_names:
+        a, b = (", ".join(s.feature_names) + " -> " + ", ".join(s.target_names) for s in (first, other))
+        raise DataError(
+            "sources with different columns cannot be mixed ({first}: {a}; {other}: {b})",
+            "列不同的数据源不能混合（{first}：{a}；{other}：{b}）",
+            first=first.name,
+            other=other.name,
+            a=a,
+            b=b,
+        )
+    inputs = other.inputs[:, [other.feature_names.index(n) for n in first.feature_names]]
+    return replace(other, inputs=inputs, feature_names=first.feature_names, digests=digests_of(inputs))

@@ -34,7 +34,7 @@ def make_splits(dataset: Dataset, config: Split, labels: NDArray[Any] | None) ->
             "data.split.by = document 只用于文本；这里请写 record、group 或 contiguous",
         )
     notes: list[tuple[str, str]] = []
-    given = dataset.given
+    given = {name: index for name, index in dataset.given.items() if len(index)}
     test = config.test if config.test != "auto" else ("given" if "test" in given else 0.2)
     if config.test == "auto":
         notes.append(
@@ -81,17 +81,20 @@ def make_splits(dataset: Dataset, config: Split, labels: NDArray[Any] | None) ->
             count = max(1, round(share * len(remaining)))
             parts[name], end = remaining[end - count : end], end - count
         parts["train"] = remaining[:end]
-        first = {name: {int(unit[i]) for i in index} for name, index in parts.items() if name != "train"}
-        taken = set().union(*first.values()) if first else set()
-        clean = np.array([int(unit[i]) not in taken for i in parts["train"]], dtype=bool)
-        if not clean.all():
+        taken: set[int] = set()
+        left_out = 0
+        for name, index in parts.items():  # test, validation, then training: an earlier one keeps the equals
+            clean = np.array([int(unit[i]) not in taken for i in index], dtype=bool)
+            left_out += int((~clean).sum())
+            taken |= {int(unit[i]) for i in index}
+            parts[name] = index[clean]
+        if left_out:
             notes.append(
                 (
-                    f"{int((~clean).sum())} training records equal a held-out one and were left out",
-                    f"有 {int((~clean).sum())} 条训练记录与验证/测试记录重复，已移出训练集",
+                    f"{left_out} records equal one of a later stretch and were left out",
+                    f"有 {left_out} 条记录与其后区段的记录重复，已移出",
                 )
             )
-        parts["train"] = parts["train"][clean]
         splits |= parts
     else:
         splits |= _by_unit(dataset, remaining, unit, labels, shares, config.seed)
@@ -111,6 +114,14 @@ def make_splits(dataset: Dataset, config: Split, labels: NDArray[Any] | None) ->
             n=len(dataset),
             fix="--set data.split.validation=0 --set data.split.test=0",
         )
+    for name in shares:
+        if not len(splits[name]):
+            notes.append(
+                (
+                    f"no record could be held out for {name}: every class keeps at least one for training",
+                    f"没有记录可划入 {name} 集：每个类别至少留一条用于训练",
+                )
+            )
     return {name: np.sort(splits[name]) for name in ("train", "validation", "test") if name in splits and len(splits[name])}, notes
 
 
@@ -168,7 +179,7 @@ def _by_unit(
                 parts[name] += members[units[start]]
                 got += len(members[units[start]])
                 start += 1
-            carry[name] = wanted - got
+            carry[name] = min(wanted - got, 1.0)  # what a tiny class could not give is not taken from the next one
         for u in units[start:]:
             parts["train"] += members[u]
     return {name: np.array(sorted(index), dtype=np.int64) for name, index in parts.items()}

@@ -11,7 +11,7 @@ import numpy as np
 from groundup.core import files
 from groundup.core.errors import DataError
 from groundup.data.order import hashed_order
-from groundup.data.prepare import Prepared, labels_of, natural
+from groundup.data.prepare import Prepared, labels_of, natural, numeric_target
 
 
 def describe(prepared: Prepared, *, classification: bool) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def describe(prepared: Prepared, *, classification: bool) -> dict[str, Any]:
         classes = sorted(set(labels.tolist()), key=natural)
         facts["classes"] = {c: {name: int((labels[index] == c).sum()) for name, index in prepared.splits.items()} for c in classes}
     else:
-        target = np.asarray(dataset.target, dtype=np.float64)
+        target = numeric_target(dataset)
         facts["target"] = {"min": float(target.min()), "mean": float(target.mean()), "std": float(target.std()), "max": float(target.max())}
     if dataset.kind == "image":
         first, second = dataset.inputs.moments(prepared.splits["train"])
@@ -115,7 +115,7 @@ def problems(prepared: Prepared, *, classification: bool) -> list[dict[str, Any]
 
 
 def sample_grid(prepared: Prepared, path: Path, *, columns: int = 10, rows: int = 6) -> None:
-    """A PNG of training pictures, class by class along the rows; each at least 32 pixels high."""
+    """A PNG of training pictures, class by class along the rows; each 32 to 256 pixels high where its shape allows."""
     import io
 
     from PIL import Image
@@ -132,15 +132,17 @@ def sample_grid(prepared: Prepared, path: Path, *, columns: int = 10, rows: int 
         else [order[i * columns : (i + 1) * columns] for i in range(rows)]
     )
     _, height, width = dataset.input_shape
-    zoom = max(1, -(-32 // height))
-    sheet = Image.new("RGB", (columns * (width * zoom + 2) + 2, len(chosen) * (height * zoom + 2) + 2), (255, 255, 255))
+    # Small pictures are enlarged by whole pixels, large ones shrunk: a sheet of photos at full size would not fit in memory.
+    longest = max(height, width)
+    zoom: float = max(1, min(-(-32 // height), 256 // longest)) if longest <= 256 else 256 / longest
+    wide, high = max(1, round(width * zoom)), max(1, round(height * zoom))
+    filtering = Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.BILINEAR
+    sheet = Image.new("RGB", (columns * (wide + 2) + 2, len(chosen) * (high + 2) + 2), (255, 255, 255))
     for r, index in enumerate(chosen):
         pictures = dataset.inputs.fetch(index).numpy() if len(index) else []
         for c, pixels in enumerate(pictures):
-            picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).resize(
-                (width * zoom, height * zoom), Image.Resampling.NEAREST
-            )
-            sheet.paste(picture, (2 + c * (width * zoom + 2), 2 + r * (height * zoom + 2)))
+            picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).resize((wide, high), filtering)
+            sheet.paste(picture, (2 + c * (wide + 2), 2 + r * (high + 2)))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     files.write_bytes(path, buffer.getvalue())

@@ -81,9 +81,12 @@ class StreamedImages:
             try:
                 batch = next(self._iterator)
                 break
-            except RuntimeError as error:  # a worker was killed
-                if "worker" not in str(error).lower():
-                    raise
+            except RuntimeError as error:
+                if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
+                    # The worker lives and met an unreadable picture: read here, where the error comes with its own type.
+                    self._iterator = self._workers(self._queued[1:])
+                    batch = self.images.fetch(index)
+                    break
                 if self.on_restart:
                     self.on_restart(str(error).splitlines()[0])
                 self._iterator = self._workers(self._queued)

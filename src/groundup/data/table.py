@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,31 @@ import numpy as np
 from groundup.core import files
 from groundup.core.errors import DataError, did_you_mean
 from groundup.core.recipe import Data
-from groundup.data.dataset import Dataset, digests_of, from_arrays
+from groundup.data.dataset import Dataset, digests_of, from_arrays, read_bytes
 
 MISSING = {"", "?", "na", "n/a", "nan", "null", "none", "-"}
 TARGETS = ("target", "label", "labels", "class", "y")
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8 (with or without BOM) or GB18030, decided by its bytes."""
-    data = path.read_bytes()
-    for encoding in ("utf-8-sig", "gb18030"):
+    """A text file in UTF-8 (with or without BOM), UTF-16 (with one) or GB18030, decided by its bytes."""
+    data = read_bytes(path)
+    for encoding in ("utf-16",) if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig", "gb18030"):
         try:
             return data.decode(encoding)
         except UnicodeDecodeError:
             continue
-    raise DataError("{path} is not text in UTF-8 or GB18030", "{path} 不是 UTF-8 或 GB18030 编码的文本", path=path)
+    raise DataError("{path} is not text in UTF-8, UTF-16 or GB18030", "{path} 不是 UTF-8、UTF-16 或 GB18030 编码的文本", path=path)
 
 
 def read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -43,12 +54,23 @@ def read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     text = read_text(path)
     if not text.strip():
         raise DataError("{path} is empty", "{path} 是空文件", path=path)
-    first = text.lstrip("\n").splitlines()[0]
+    first = text.strip("\r\n").splitlines()[0]
     delimiter = max(",\t;|", key=first.count) if any(d in first for d in ",\t;|") else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    rows = [(reader.line_num, [c.strip() for c in row]) for row in reader if any(c.strip() for c in row)]
+    try:
+        rows = [(reader.line_num, [c.strip() for c in row]) for row in reader if any(c.strip() for c in row)]
+    except csv.Error as error:
+        raise DataError(
+            "{path} line {line}: not a delimited table: {error}",
+            "{path} 第 {line} 行：不是分隔符表格：{error}",
+            path=path,
+            line=reader.line_num,
+            error=error,
+        ) from error
+    if not rows:
+        raise DataError("{path} is empty", "{path} 是空文件", path=path)
     header = rows[0][1]
-    if all(_is_number(cell) for cell in header):
+    if _is_data(rows):
         header = [f"c{i}" for i in range(len(header))]
     else:
         rows = rows[1:]
@@ -66,6 +88,49 @@ def read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
                 expected=len(header),
             )
     return header, rows
+
+
+def _is_data(rows: list[tuple[int, list[str]]]) -> bool:
+    """Whether the first row is a record and not the names of columns.
+
+    It holds numbers, and each of its texts stands again further down in its column, as a label does and a name does not. The numbers
+    0, 1, 2, ... in order are the names that pandas gives.
+    """
+    first = rows[0][1]
+    texts = [i for i, cell in enumerate(first) if not _is_number(cell)]
+    numbers = [cell for cell in first if _is_number(cell)]
+    if not numbers or (len(numbers) > 2 and numbers == [str(i) for i in range(len(numbers))]):
+        return False
+    return all(first[i] and any(first[i] == row[i] for _, row in rows[1:] if i < len(row)) for i in texts)
+
+
+def split_column(path: Path, header: list[str], rows: list[tuple[int, list[str]]], wanted: str | None) -> list[str] | None:
+    """The split of each row, where the table has a column of splits: the one asked for, or one called 'split' that holds nothing else.
+
+    Raises:
+        DataError: the column asked for is not there, or names something that is not a split.
+    """
+    lower = {h.lower(): i for i, h in enumerate(header)}
+    at = lower.get((wanted or "split").lower())
+    if at is None:
+        if wanted is None:
+            return None
+        hint, hint_zh = did_you_mean(wanted, header)
+        raise DataError("{path} has no column '{name}'." + hint, "{path} 没有列 '{name}'。" + hint_zh, path=path, name=wanted)
+    for line, row in rows:
+        if row[at].lower() not in SPLIT_NAMES:
+            if wanted is None:
+                return None
+            raise DataError(
+                "{path} line {line}: split '{cell}' in column '{name}'; known: {known}",
+                "{path} 第 {line} 行：列 '{name}' 中的划分 '{cell}' 无法识别；可用：{known}",
+                path=path,
+                line=line,
+                cell=row[at],
+                name=header[at],
+                known=", ".join(SPLIT_NAMES),
+            )
+    return [SPLIT_NAMES[row[at].lower()] for _, row in rows]
 
 
 def _is_number(cell: str) -> bool:
@@ -107,7 +172,21 @@ def read_csv(path: Path, config: Data) -> Dataset:
                 f"目标列是 '{wanted[0]}'（可用 --set data.columns.target=列名 修改）",
             )
         )
-    roles = {*wanted, *columns.ignore, *[c for c in (columns.group, columns.split) if c]}
+    splits = split_column(path, header, rows, columns.split)
+    split_name = (columns.split or next(h for h in header if h.lower() == "split")) if splits else None
+    roles = {*wanted, *columns.ignore, *[c for c in (columns.group, split_name) if c]}
+    if both := [f for f in columns.features or [] if f in roles]:
+        raise DataError(
+            "data.columns: '{name}' is given as a feature and as something else; it can be one only",
+            "data.columns：'{name}' 既被指定为特征又有其他用途；只能选一种",
+            name=both[0],
+        )
+    unnamed = [h for h in header if h.lower() in ("", "unnamed: 0") and h not in roles] if columns.features is None else []
+    if unnamed:  # the row numbers that pandas writes: in sorted data they give the label away
+        roles |= {*unnamed}
+        notes.append(("the column without a name is taken for row numbers and left out", "没有名称的列被视为行号，已忽略"))
+    if header == [f"c{i}" for i in range(len(header))] and rows[0][0] == 1:
+        notes.append(("the table has no header: its columns are called c0, c1, ...", "表格没有表头：各列依次称为 c0、c1……"))
     features = columns.features or [h for h in header if h not in roles]
     if not features:
         raise DataError(
@@ -150,11 +229,8 @@ def read_csv(path: Path, config: Data) -> Dataset:
             missing.setdefault(r, wanted[0])
     groups = np.array([row[position[columns.group]] for _, row in rows]) if columns.group else None
     given: dict[str, Any] = {}
-    if columns.split:
-        from groundup.data.image_folder import SPLIT_NAMES
-
-        names = [SPLIT_NAMES.get(row[position[columns.split]].lower(), "train") for _, row in rows]
-        given = {s: np.array([i for i, n in enumerate(names) if n == s], dtype=np.int64) for s in sorted(set(names))}
+    if splits:
+        given = {s: np.array([i for i, n in enumerate(splits) if n == s], dtype=np.int64) for s in sorted(set(splits))}
     lines = [line for line, _ in rows]
     dataset = Dataset(
         path.stem,
@@ -193,19 +269,22 @@ def read_npz(path: Path, config: Data) -> Dataset:
     Raises:
         DataError: damaged, pickled, or without such arrays.
     """
+    data = read_bytes(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        if data[:2] != b"PK":
+            raise zipfile.BadZipFile("it does not begin as one")
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except ValueError as error:
         raise DataError(
-            "{path}: {error}",
-            "{path}：{error}",
+            "{path} holds pickled objects or other arrays that are never loaded ({error})",
+            "{path} 含有 pickle 对象等不会加载的数组（{error}）",
             path=path,
-            error=f"holds pickled objects, which are never loaded ({error})" if "pickle" in str(error) else error,
+            error=error,
             fix="save plain arrays: numpy.savez(FILE, x=..., y=...)",
             fix_zh="请保存普通数组：numpy.savez(文件, x=..., y=...)",
         ) from error
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, zipfile.BadZipFile, EOFError, KeyError, NotImplementedError, RuntimeError, zlib.error) as error:
         raise DataError(
             "{path} is not a whole npz archive: {error}", "{path} 不是完整的 npz 文件：{error}", path=path, error=error
         ) from error
@@ -235,6 +314,15 @@ def read_npz(path: Path, config: Data) -> Dataset:
                 path=path,
                 n=len(x) if x.ndim else 0,
                 m=len(y) if y.ndim else 0,
+            )
+        first = next(iter(parts.values()))
+        if x.shape[1:] != first[0].shape[1:] or y.shape[1:] != first[1].shape[1:]:
+            raise DataError(
+                "{path}: the records of its splits have different shapes ({a} and {b})",
+                "{path}：各划分中记录的形状不同（{a} 与 {b}）",
+                path=path,
+                a=first[0].shape[1:],
+                b=x.shape[1:],
             )
         given[split] = np.arange(start, start + len(x))
         start += len(x)

@@ -130,28 +130,6 @@ class Task(ABC):
         """One raw input as a user has it (a path, a picture, a row of numbers) -> a JSON-able answer."""
 
 
-def numeric_rows(dataset: Dataset, name: str) -> NDArray[np.float64]:
-    """The target as float64 [N, targets]. Raises DataError at the first value that is not a number."""
-    target = dataset.target if dataset.target.ndim == 2 else dataset.target[:, None]
-    try:
-        return target.astype(np.float64)
-    except ValueError:
-        for i, row in enumerate(target):
-            for cell in row:
-                try:
-                    float(cell)
-                except ValueError as error:
-                    raise DataError(
-                        "{record}: the target is '{cell}'; task {task} needs numbers",
-                        "{record}：目标值是 '{cell}'；任务 {task} 需要数字",
-                        record=dataset.describe(i),
-                        cell=cell,
-                        task=name,
-                        fix="--set task=vector-classification   for labels",
-                    ) from error
-        raise
-
-
 class ImageInputs:
     """What image tasks share: pictures in 0..255 become normalised floats, augmented while training."""
 
@@ -204,20 +182,21 @@ class ImageInputs:
 
     def read_picture(self, raw: Any) -> Tensor:
         """A path, bytes, a PIL picture or an array -> uint8 [1, C, H, W] in the model's size. Raises DataError."""
-        from groundup.data.dataset import decode, picture_array
+        from groundup.data.dataset import decode, from_arrays, picture_array, quiet_pillow, read_bytes
 
         channels, height, width = self.shape
         if isinstance(raw, str | Path):
             path = Path(raw).expanduser()
             if not path.is_file():
                 raise DataError("no file {path}", "找不到文件 {path}", path=path)
-            raw = path.read_bytes()
+            raw = read_bytes(path)
             where = str(path)
         else:
             where = "the input"
         if isinstance(raw, bytes):
             try:
-                pixels = decode(raw, channels, (height, width))
+                with quiet_pillow():
+                    pixels = decode(raw, channels, (height, width))
             except ValueError as error:
                 raise DataError(
                     "{where} is not a picture that can be read: {error}", "{where} 不是可读取的图片：{error}", where=where, error=error
@@ -226,8 +205,8 @@ class ImageInputs:
             from PIL import Image
 
             if not isinstance(raw, Image.Image):
-                array = np.asarray(raw)
-                raw = Image.fromarray((array[0] if array.ndim == 3 and array.shape[0] == 1 else array).astype(np.uint8))
+                array = from_arrays("the input", np.asarray(raw)[None], ["?"]).inputs.array[0]
+                raw = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
             pixels = picture_array(raw, channels, (height, width))
         return torch.from_numpy(np.array(pixels))[None]
 
@@ -258,8 +237,20 @@ class VectorInputs:
                 expected=len(self.features),
                 names=", ".join(self.features[:8]),
             )
+        x = dataset.inputs[index]
+        # Names that only count (x0, c0) say nothing; others say which number belongs where.
+        if dataset.feature_names != self.features and not any(_counted(names) for names in (dataset.feature_names, self.features)):
+            if lacking := [name for name in self.features if name not in dataset.feature_names]:
+                raise DataError(
+                    "{name} lacks the feature '{feature}' that the model was made for; it has: {found}",
+                    "{name} 缺少模型所需的特征 '{feature}'；现有：{found}",
+                    name=dataset.name,
+                    feature=lacking[0],
+                    found=", ".join(dataset.feature_names[:20]),
+                )
+            x = x[:, [dataset.feature_names.index(name) for name in self.features]]
         # Normalised in float64 before it becomes float32: large offsets would lose their small differences otherwise.
-        return torch.from_numpy((dataset.inputs[index] - self.mean) / self.std).to(torch.float32).to(device)
+        return torch.from_numpy((x - self.mean) / self.std).to(torch.float32).to(device)
 
     def read_vector(self, raw: Any) -> Tensor:
         """Numbers as a list, 'a,b,c' text, or a mapping by feature name -> float32 [1, features]. Raises DataError."""
@@ -291,3 +282,7 @@ class VectorInputs:
         if not np.isfinite(row).all():
             raise DataError("'{raw}' holds NaN or an infinite value", "'{raw}' 中有 NaN 或无穷大", raw=raw)
         return torch.from_numpy((row - self.mean) / self.std).to(torch.float32)[None]
+
+
+def _counted(names: list[str]) -> bool:
+    return any(names == [f"{letter}{i}" for i in range(len(names))] for letter in "xc")

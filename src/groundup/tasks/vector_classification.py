@@ -15,8 +15,9 @@ from groundup.core.errors import DataError
 from groundup.core.registry import TASKS, Card
 from groundup.data.dataset import Dataset
 from groundup.data.order import CounterRandom
+from groundup.data.prepare import numeric_target
 from groundup.metrics import MetricSet, MultiLabelMetrics
-from groundup.tasks.base import Batch, Encoded, Loss, Task, VectorInputs, numeric_rows
+from groundup.tasks.base import Batch, Encoded, Loss, Task, VectorInputs
 from groundup.tasks.labels import ClassLabels
 
 
@@ -48,7 +49,15 @@ class VectorClassification(ClassLabels, VectorInputs, Task):
         self.fit_vectors(dataset, train)
 
     def _zeros_and_ones(self, dataset: Dataset) -> NDArray[np.float64]:
-        rows = numeric_rows(dataset, "vector-classification")
+        rows = numeric_target(dataset)
+        if rows.shape[1] != len(self.labels):
+            raise DataError(
+                "{name} has {found} target columns; the model knows {expected} labels",
+                "{name} 有 {found} 个目标列；模型有 {expected} 个标签",
+                name=dataset.name,
+                found=rows.shape[1],
+                expected=len(self.labels),
+            )
         wrong = np.argwhere((rows != 0) & (rows != 1))
         if len(wrong):
             i, j = wrong[0]

@@ -15,8 +15,9 @@ from groundup.core.errors import DataError, ModelError, RecipeError
 from groundup.core.registry import TASKS, Card
 from groundup.data.dataset import Dataset
 from groundup.data.order import CounterRandom
+from groundup.data.prepare import numeric_target
 from groundup.metrics import MetricSet, RegressionMetrics
-from groundup.tasks.base import Batch, Encoded, Loss, Task, VectorInputs, numeric_rows
+from groundup.tasks.base import Batch, Encoded, Loss, Task, VectorInputs
 
 
 @TASKS.register(
@@ -45,7 +46,7 @@ class VectorRegression(VectorInputs, Task):
         self.loss_name, self.delta = loss, delta
 
     def fit(self, dataset: Dataset, train: NDArray[np.int64]) -> None:
-        y = numeric_rows(dataset, "vector-regression")[train]
+        y = numeric_target(dataset)[train]
         self.fit_vectors(dataset, train)
         self.targets = dataset.target_names or ["target" if y.shape[1] == 1 else f"target{i}" for i in range(y.shape[1])]
         self.offset, std = y.mean(0), y.std(0)
@@ -77,7 +78,7 @@ class VectorRegression(VectorInputs, Task):
         workers: int = 0,
         on_restart: Callable[[str], None] | None = None,
     ) -> Encoded:
-        y = numeric_rows(dataset, "vector-regression")
+        y = numeric_target(dataset)
         if y.shape[1] != len(self.targets):
             raise DataError(
                 "{name} has {found} target columns; the model predicts {expected}",
