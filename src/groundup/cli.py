@@ -9,6 +9,7 @@ Exit status: 0 done, 1 failed, 2 the user's mistake, 3 findings or a failed gate
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -444,13 +445,13 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     arguments = sys.argv[1:] if argv is None else argv
     as_json, show_traceback = "--json" in arguments, "--traceback" in arguments
-    if arguments[:2] == ["env", "info"] and "--help" not in arguments and "-h" not in arguments:
-        # The environment stage must answer where nothing is installed, so it has its own program; this is the same one.
-        from groundup.env import cli as env_cli
-
-        return env_cli.main([a for a in arguments[1:] if a != "--traceback"])
     try:
         _choose_language(arguments)
+        if arguments[:2] == ["env", "info"] and "--help" not in arguments and "-h" not in arguments:
+            # The environment stage must answer where nothing is installed, so it has its own program; this is the same one.
+            from groundup.env import cli as env_cli
+
+            return env_cli.main([a for a in arguments[1:] if a != "--traceback"])
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminate)
         # Without standalone mode a verb's Call comes back, and 0 or the status where click itself has answered (help, version).
@@ -535,8 +536,8 @@ def _failed(error: BaseException, as_json: bool, show_traceback: bool) -> int:
         context = getattr(error, "ctx", None)
         if context is not None:
             told.fix_en = told.fix_zh = f"{context.command_path} --help"
-    elif isinstance(error, BrokenPipeError):
-        sys.stderr.close()
+    elif isinstance(error, BrokenPipeError):  # `| head` has read enough; what Python would flush on leaving has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     elif isinstance(error, OSError):
         told = GroundupError(

@@ -187,7 +187,7 @@ class Registry(Generic[T]):
         """The value as the argument's annotation has it; as it is where there is none that can be checked."""
         from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-        from groundup.core.recipe import explain
+        from groundup.core.problems import explain
 
         try:
             annotation = inspect.signature(entry.target, eval_str=True).parameters[name].annotation

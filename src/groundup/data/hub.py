@@ -9,6 +9,7 @@ import urllib.parse
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from groundup.core.errors import DataError
 from groundup.data.dataset import Dataset, from_arrays, picture_array, quiet_pillow
@@ -76,7 +77,8 @@ def from_hub_splits(name: str, splits: dict[str, Any], columns: Any = None) -> D
             columns=", ".join(features),
             fix="--set data.columns.image=NAME --set data.columns.target=NAME",
         )
-    pictures, labels, given = [], [], {}
+    pictures: list[NDArray[np.uint8]] = []
+    labels, given = [], {}
     rejected: list[dict[str, Any]] = []
     places: list[str] = []
     names = getattr(features[target], "names", None)
