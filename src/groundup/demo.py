@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,22 @@ from groundup.core.errors import EnvError, GateError
 from groundup.core.messages import say
 from groundup.env import verify
 
-LOW, HIGH = ["0", "1", "2", "3", "4"], ["5", "6", "7", "8", "9"]
-FEW = 40  # labelled samples of the new digits, eight of each
+LOW, HIGH = [0, 1, 2, 3, 4], [5, 6, 7, 8, 9]
+DRAWS = 3  # choices of the few samples: one alone would be luck
+
+# One labelled sample of each new digit and eight gentle steps, the same on both sides. Measured over 30 draws: 64 % against 46 %. It is an
+# advantage of few samples and few steps: with less dropout and a higher rate, scratch catches up on pictures as small as these.
+FEW: dict[str, Any] = {
+    "data.classes": HIGH,
+    "data.train_samples": 5,
+    "train.epochs": 8,
+    "train.batch_size": 5,
+    "train.keep": "last",
+    "optim.lr": 1e-3,
+    "schedule.warmup": 0,
+    "evaluate.every": 8,
+}
+QUIET = {"watch.report": False, "watch.tensorboard": False}
 
 
 def run(out: Path | None) -> dict[str, Any]:
@@ -47,7 +63,7 @@ def run(out: Path | None) -> dict[str, Any]:
     _step(2, say("the data: 1,797 handwritten digits", "数据：1797 张手写数字"), f"groundup data show digits --grid {_q(grid)}")
     inspecting.print_data(inspecting.data_show("digits", {}, grid))
 
-    base = {"data.classes": LOW}
+    base = {"data.classes": LOW, "model.dropout": 0.5, "optim.name": "muon", "train.keep": "last"}
     _step(
         3,
         say("train the articles' network on the digits 0 to 4", "用数字 0 到 4 训练文章中的网络"),
@@ -60,41 +76,42 @@ def run(out: Path | None) -> dict[str, Any]:
     with _timed(timed, "evaluate"):
         inspecting.print_evaluation(pipeline.evaluate(first))
 
-    few = {"data.classes": HIGH, "data.train_samples": FEW, "train.epochs": 60, "train.batch_size": 20, "evaluate.every": 20}
-    gentle = few | {"optim.groups": {"conv": 0.1, "fc1": 0.5}}
     _step(
         5,
-        say("fine-tune it to the digits 5 to 9, from {n} labelled samples", "用 {n} 个有标签的样本把它微调到数字 5 到 9", n=FEW),
-        f"groundup tune {_q(folder['base'])} --data digits --method full {_sets(gentle)} --out {_q(folder['tuned'])}",
+        say("fine-tune it to the digits 5 to 9, from one labelled sample of each", "微调到数字 5 到 9，每个数字只有一个有标签的样本"),
+        f"groundup tune {_q(folder['base'])} --data digits --method full {_sets(FEW)} --out {_q(folder['tuned'])}",
     )
     with _timed(timed, "tune"):
-        tuned = pipeline.tune(first, "digits", "full", gentle, out=folder["tuned"])
+        tuned = pipeline.tune(first, "digits", "full", FEW, out=folder["tuned"])
+        inspecting.print_before_after(tuned.result)
 
-    alone = few | {"data.augment": None, "optim.lr": 1e-3}  # what tuning has too: no augmentation, this rate
+    alone = FEW | {"data.augment": None, "model.dropout": 0.5}  # tuning has the base's dropout, and no augmentation
     _step(
         6,
-        say("the same {n} samples from scratch, for comparison", "用同样的 {n} 个样本从零训练，作为对比", n=FEW),
+        say("the same samples and steps from scratch, for comparison", "用同样的样本和步数从零训练，作为对比"),
         _train("digits-cnn", alone, folder["scratch"]),
     )
     with _timed(timed, "scratch"):
         scratch = pipeline.train("digits-cnn", alone, out=folder["scratch"])
-    comparison = {
-        name: {"accuracy": r.metrics["accuracy"], "interval": r.result["intervals"]["accuracy"]}
-        for name, r in (("tuned", tuned), ("scratch", scratch))
-    }
-    console.heading(say("on {n} test pictures of the digits 5 to 9", "在数字 5 到 9 的 {n} 张测试图片上", n=_records(tuned)))
-    names = {"tuned": say("fine-tuned", "微调"), "scratch": say("from scratch", "从零训练")}
+    console.line(say("... and both again for {n} other choices of the samples (--set data.split.seed=1, ...)",
+                     "……再换 {n} 组样本各做一遍（--set data.split.seed=1 等）", n=DRAWS - 1))  # fmt: skip
+    pairs = [(tuned.metrics["accuracy"], scratch.metrics["accuracy"]), *(_draw(first, alone, seed) for seed in range(1, DRAWS))]
+    means = [sum(side) / DRAWS for side in zip(*pairs)]
+    console.heading(say("accuracy on the test pictures of the digits 5 to 9", "在数字 5 到 9 测试图片上的准确率"))
     console.table(
-        ["", "accuracy", say("95 % interval", "95 % 区间")],
-        [[names[k], f"{v['accuracy']:.1%}", f"{v['interval'][0]:.1%} .. {v['interval'][1]:.1%}"] for k, v in comparison.items()],
-        right=(1,),
-    )
-    if comparison["tuned"]["accuracy"] <= comparison["scratch"]["accuracy"]:
+        ["", *(say("draw {n}", "第 {n} 组", n=i + 1) for i in range(DRAWS)), say("mean", "平均")],
+        [[name, *(f"{pair[side]:.1%}" for pair in pairs), f"{means[side]:.1%}"]
+         for side, name in enumerate((say("fine-tuned", "微调"), say("from scratch", "从零训练")))],
+        right=tuple(range(1, DRAWS + 2)),
+    )  # fmt: skip
+    console.line(say("Both sides: the same network, samples, eight steps and settings. Given many more steps and samples, scratch catches up.",
+                     "两边的网络、样本、八步训练和设置完全相同。样本和步数多得多时，从零训练会追上来。"))  # fmt: skip
+    if means[0] <= means[1]:
         raise GateError(
             "fine-tuning ({a:.1%}) did not beat training from scratch ({b:.1%}) here",
             "这次微调（{a:.1%}）没有超过从零训练（{b:.1%}）",
-            a=comparison["tuned"]["accuracy"],
-            b=comparison["scratch"]["accuracy"],
+            a=means[0],
+            b=means[1],
         )
 
     picture, label = _one_picture(root, stamp)
@@ -111,7 +128,7 @@ def run(out: Path | None) -> dict[str, Any]:
         "base": first.result,
         "tuned": tuned.result,
         "scratch": scratch.result,
-        "comparison": comparison,
+        "comparison": {"draws": pairs, "tuned": means[0], "scratch": means[1]},
         "prediction": {"true": label, **answer[0]},
         "report": str((tuned.path / "report.html").resolve()),
         "grid": str(grid),
@@ -150,15 +167,7 @@ def _q(path: Path) -> str:
 
 def _sets(overrides: dict[str, Any]) -> str:
     def value(v: Any) -> str:
-        import yaml
-
-        return (
-            "null"
-            if v is None
-            else yaml.safe_dump(v, default_flow_style=True).strip().removesuffix("\n...").strip()
-            if isinstance(v, dict | list)
-            else str(v)
-        )
+        return v if isinstance(v, str) else json.dumps(v, separators=(",", ":"))  # JSON is YAML too
 
     return " ".join(f"--set {shlex.quote(f'{k}={value(v)}')}" for k, v in overrides.items())
 
@@ -167,8 +176,13 @@ def _train(recipe: str, overrides: dict[str, Any], out: Path) -> str:
     return f"groundup train {recipe} {_sets(overrides)} --out {_q(out)}"
 
 
-def _records(run: pipeline.Run) -> int:
-    return sum(row["support"] for row in run.result["per_class"].values())
+def _draw(base: pipeline.Run, alone: dict[str, Any], seed: int) -> tuple[float, float]:
+    """Accuracy of tuning and of scratch for another choice of the few samples."""
+    with tempfile.TemporaryDirectory(prefix="groundup-demo-") as folder, console.muted():
+        again = {"data.split.seed": seed, "train.seed": seed} | QUIET
+        tuned = pipeline.tune(base, "digits", "full", FEW | again, out=Path(folder) / "tuned")
+        scratch = pipeline.train("digits-cnn", alone | again, out=Path(folder) / "scratch")
+    return tuned.metrics["accuracy"], scratch.metrics["accuracy"]
 
 
 def _one_picture(root: Path, stamp: str) -> tuple[Path, str]:
@@ -178,7 +192,7 @@ def _one_picture(root: Path, stamp: str) -> tuple[Path, str]:
     from groundup.core.recipe import Data
     from groundup.data.prepare import labels_of, prepare
 
-    prepared = prepare(Data(source="digits", classes=HIGH), classification=True)
+    prepared = prepare(Data(source="digits", classes=[str(c) for c in HIGH]), classification=True)
     at = prepared.splits["test"][:1]
     path = root / f"demo-picture-{stamp}.png"
     Image.fromarray(prepared.dataset.inputs.fetch(at)[0, 0].numpy()).save(path)

@@ -5,8 +5,10 @@ Colours and moving lines only on a terminal or in a notebook; elsewhere plain li
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -22,6 +24,17 @@ def configure(*, to_stderr: bool = False, quiet: bool = False) -> None:
     """Where sentences go in this process: to stderr for `--json`; nowhere when quiet."""
     global _console, _to_stderr, _quiet
     _to_stderr, _quiet, _console = to_stderr, quiet, None
+
+
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """Nothing is shown inside."""
+    before = _to_stderr, _quiet
+    configure(to_stderr=_to_stderr, quiet=True)
+    try:
+        yield
+    finally:
+        configure(to_stderr=before[0], quiet=before[1])
 
 
 def out() -> Console:

@@ -187,7 +187,7 @@ class Registry(Generic[T]):
         """The value as the argument's annotation has it; as it is where there is none that can be checked."""
         from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-        from groundup.core.problems import explain
+        from groundup.core.problems import expectations
 
         try:
             annotation = inspect.signature(entry.target, eval_str=True).parameters[name].annotation
@@ -195,17 +195,16 @@ class Registry(Generic[T]):
                 return value
             fitted = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
         except ValidationError as error:
-            told = [explain(p) for p in error.errors()]
-            english, chinese = " or ".join(dict.fromkeys(t[0] for t in told)), " 或 ".join(dict.fromkeys(t[1] for t in told))
+            english, chinese = expectations(error.errors())
         except (NameError, TypeError, AttributeError, SyntaxError, PydanticUserError):
             return value
         else:
             if not isinstance(value, bool) or isinstance(fitted, bool):
                 return fitted
-            english, chinese = "a number, not true or false", "数字，而不是 true 或 false"
+            english, chinese = "expected a number, not true or false", "应为数字，而不是 true 或 false"
         raise RecipeError(
-            "{where}.{name} = {value} for {kind} '{entry}': expected {expected}",
-            "{kind_zh} '{entry}' 的参数 {where}.{name} = {value}：应为 {expected_zh}",
+            "{where}.{name} = {value} for {kind} '{entry}': {expected}",
+            "{kind_zh} '{entry}' 的参数 {where}.{name} = {value}：{expected_zh}",
             where=where,
             name=name,
             value=repr(value),

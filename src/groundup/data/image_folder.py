@@ -20,6 +20,7 @@ from groundup.data.dataset import IMAGE_SUFFIXES, ArrayImages, Dataset, FileImag
 from groundup.data.table import SPLIT_NAMES, read_rows, split_column
 
 FILE_COLUMNS = ("file", "filename", "file_name", "path", "image", "img")
+_REASONS_ZH = {"the file is empty": "文件为空", "not a picture": "不是图片", "No such file or directory": "文件不存在"}
 LABEL_COLUMNS = ("label", "labels", "class", "target", "category", "y")
 
 
@@ -171,7 +172,7 @@ def read_image_folder(source: Path, config: Data) -> Dataset:
         if paths:
             notes.append((f"labels are taken from {table.name}, not from the folders' names", f"标签取自 {table.name}，而不是文件夹名"))
         (paths, labels, given, rejected), other = list_from_csv(table, config.columns), 0
-    elif paths and (unlabelled := len([f for f in _files_below(source) if _is_picture(f)]) - len(paths)):
+    elif paths and (unlabelled := len({f for f in _files_below(source) if _is_picture(f)} - {*paths})):
         notes.append(
             (f"{unlabelled} pictures lie in no label's folder and were passed over", f"有 {unlabelled} 张图片不在任何标签文件夹里，已跳过")
         )
@@ -203,10 +204,11 @@ def read_image_folder(source: Path, config: Data) -> Dataset:
     if not sizes:
         raise DataError(
             "{source}: none of its {n} pictures can be read; the first one: {reason}",
-            "{source}：{n} 张图片全部无法读取；第一张的原因：{reason}",
+            "{source}：{n} 张图片全部无法读取；第一张的原因：{reason_zh}",
             source=source,
             n=len(paths),
             reason=heads[0]["error"],
+            reason_zh=_REASONS_ZH.get(heads[0]["error"], heads[0]["error"]),
         )
     channels = config.image.channels if config.image.channels != "auto" else (3 if any(h.get("colour") for h in heads) else 1)
     if config.image.size == "auto":
@@ -235,7 +237,10 @@ def read_image_folder(source: Path, config: Data) -> Dataset:
     images, bad = _decode_all(source.name, paths, heads, channels, size, config.in_memory)
     keep = np.array([i for i in range(len(paths)) if i not in bad], dtype=np.int64)
     names = [str(p.relative_to(root)) if p.is_relative_to(root) else p.name for p in paths]
-    rejected += [{"record": names[i], "reason": reason, "reason_zh": f"图片损坏：{reason}"} for i, reason in sorted(bad.items())]
+    rejected += [
+        {"record": names[i], "reason": reason, "reason_zh": f"图片损坏：{_REASONS_ZH.get(reason, reason)}"}
+        for i, reason in sorted(bad.items())
+    ]
     if not len(keep):
         raise DataError(
             "{source}: none of its {n} pictures can be decoded; the first one: {reason}",

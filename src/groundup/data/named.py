@@ -28,12 +28,13 @@ def locate(name: str, hub_name: str, read: Callable[[Path], Dataset]) -> Dataset
     try:
         return read_hub(hub_name)
     except DataError as error:
-        looked = ("" if given else "$GROUNDUP_DATA (not set), ") + ", ".join(str(p) for p in places)
+        listed = ", ".join(str(p) for p in places)
         raise DataError(
             "'{name}' was not found: looked in {looked}, and on the hub as {hub}: {why}",
-            "没有找到 '{name}'：查过 {looked}，以及 hub 上的 {hub}：{why_zh}",
+            "没有找到 '{name}'：查过 {looked_zh}，以及 hub 上的 {hub}：{why_zh}",
             name=name,
-            looked=looked,
+            looked=listed if given else f"$GROUNDUP_DATA (not set), {listed}",
+            looked_zh=listed if given else f"$GROUNDUP_DATA（未设置）、{listed}",
             hub=hub_name,
             why=error.en,
             why_zh=error.zh,

@@ -68,9 +68,33 @@ def labels_of(dataset: Dataset) -> NDArray[np.str_]:
                 record=dataset.describe(at),
                 value=float(target[at]),
                 fix="--set task=vector-regression   for a real-valued target",
+                fix_zh="--set task=vector-regression   （若目标是实数）",
             )
         target = target.astype(np.int64)
-    return target.astype(np.str_)
+    labels = target.astype(np.str_)
+    return _numbers_as_labels(dataset, labels) if target.dtype.kind not in "biu" else labels
+
+
+def _numbers_as_labels(dataset: Dataset, labels: NDArray[np.str_]) -> NDArray[np.str_]:
+    """Text labels that are numbers: '1.0' is the class '1'; a column of many different reals is a target of regression, not classes."""
+    known = sorted(set(labels.tolist()))
+    values = {label: _real(label) for label in known}
+    if not all(math.isfinite(v) for v in values.values()) or all("." not in label and "e" not in label.lower() for label in known):
+        return labels
+    if any(v != round(v) for v in values.values()):
+        if len(known) > max(20, len(labels) // 10):
+            at = next(i for i, label in enumerate(labels) if values[label] != round(values[label]))
+            raise DataError(
+                "{record}: the label is {value}, one of {n} different numbers; classes are whole numbers or text",
+                "{record}：标签为 {value}，共有 {n} 个不同的数；类别应为整数或文本",
+                record=dataset.describe(at),
+                value=labels[at],
+                n=len(known),
+                fix="--set task=vector-regression   for a real-valued target",
+                fix_zh="--set task=vector-regression   （若目标是实数）",
+            )
+        return labels
+    return np.array([str(int(values[label])) if "." in label or "e" in label.lower() else label for label in labels.tolist()])
 
 
 def numeric_target(dataset: Dataset) -> NDArray[np.float64]:

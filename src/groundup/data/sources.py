@@ -71,6 +71,8 @@ def _resized(dataset: Dataset, config: Data) -> Dataset:
 
 
 def _open_one(spec: str, config: Data) -> Dataset:
+    if not spec.strip():
+        raise DataError("the data source is empty", "数据源为空", fix="groundup data show digits")
     if spec.startswith("hub:"):
         from groundup.data.hub import read_hub
 

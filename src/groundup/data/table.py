@@ -222,6 +222,7 @@ def read_csv(path: Path, config: Data) -> Dataset:
                 cell=cell,
                 n=len(text),
                 fix="--set data.columns.ignore=[{name}]   or   --set data.columns.target={name}",
+                fix_zh="--set data.columns.ignore=[{name}]   或   --set data.columns.target={name}",
             )
     target = np.array([[row[position[t]] for t in wanted] for _, row in rows])
     for r, row in enumerate(target):

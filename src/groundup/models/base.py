@@ -37,7 +37,7 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def reset_head(self, num_outputs: int) -> None:
-        """Puts a freshly initialised last layer for another number of outputs."""
+        """Puts a fresh last layer (see `fresh_head`) for another number of outputs."""
 
     @abstractmethod
     def layer_groups(self) -> dict[str, list[nn.Module]]:
@@ -49,6 +49,15 @@ class Model(nn.Module, ABC):
     def example_input(self, batch_size: int = 2) -> Tensor:
         """Zeros of the right shape, on the model's device."""
         return torch.zeros(batch_size, *self.input_shape, device=next(self.parameters()).device)
+
+
+def fresh_head(in_features: int, num_outputs: int) -> nn.Linear:
+    """A new last layer, all zeros: the first updates then teach the head alone and do not disturb features through random weights
+    (Kolesnikov et al., Big Transfer, arXiv 1912.11370, 3.3; Dosovitskiy et al., arXiv 2010.11929, 3.2)."""
+    head = nn.Linear(in_features, num_outputs)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
 
 
 def check_images(name: str, input_shape: tuple[int, ...], smallest: int) -> tuple[int, int, int]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from groundup.core.errors import ModelError
 from groundup.core.registry import MODELS, Card
-from groundup.models.base import Model
+from groundup.models.base import Model, fresh_head
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "silu": nn.SiLU}
 
@@ -50,7 +50,7 @@ class FCNN(Model):
         return self.output(h)
 
     def reset_head(self, num_outputs: int) -> None:
-        self.output, self.num_outputs = nn.Linear(self.output.in_features, num_outputs), num_outputs
+        self.output, self.num_outputs = fresh_head(self.output.in_features, num_outputs), num_outputs
 
     def layer_groups(self) -> dict[str, list[nn.Module]]:
         return {"hidden": [self.hidden], "head": [self.output]}

@@ -7,7 +7,7 @@ import math
 from torch import Tensor, nn
 
 from groundup.core.registry import MODELS, Card
-from groundup.models.base import Model
+from groundup.models.base import Model, fresh_head
 
 
 @MODELS.register(
@@ -32,7 +32,7 @@ class Linear(Model):
         return self.fc(h)
 
     def reset_head(self, num_outputs: int) -> None:
-        self.fc, self.num_outputs = nn.Linear(self.fc.in_features, num_outputs), num_outputs
+        self.fc, self.num_outputs = fresh_head(self.fc.in_features, num_outputs), num_outputs
 
     def layer_groups(self) -> dict[str, list[nn.Module]]:
         return {"head": [self.fc]}

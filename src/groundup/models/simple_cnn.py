@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from groundup.core.registry import MODELS, Card
-from groundup.models.base import Model, check_images
+from groundup.models.base import Model, check_images, fresh_head
 
 
 @MODELS.register(
@@ -40,7 +40,7 @@ class SimpleCNN(Model):
         return self.fc2(h)
 
     def reset_head(self, num_outputs: int) -> None:
-        self.fc2, self.num_outputs = nn.Linear(self.fc2.in_features, num_outputs), num_outputs
+        self.fc2, self.num_outputs = fresh_head(self.fc2.in_features, num_outputs), num_outputs
 
     def layer_groups(self) -> dict[str, list[nn.Module]]:
         return {"conv": [self.conv1], "fc1": [self.fc1], "head": [self.fc2]}

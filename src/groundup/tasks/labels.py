@@ -62,6 +62,7 @@ class ClassLabels:
                 label=lacking[0],
                 n=len(lacking),
                 fix="--set data.split.by=record   or a larger --set data.train_samples=N",
+                fix_zh="--set data.split.by=record   或更大的 --set data.train_samples=N",
             )
         if self.loss_name == "bce" and len(self.labels) != 2:
             raise RecipeError(

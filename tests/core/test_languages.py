@@ -1,0 +1,57 @@
+"""Every sentence for people is written in English and in Chinese, where it is used."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import groundup
+from groundup.core import errors
+
+ROOT = Path(groundup.__file__).parent
+SOURCES = sorted(ROOT.rglob("*.py"))
+ERRORS = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.GroundupError)}
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+
+
+def texts(node):
+    """All literal pieces of an argument: a plain text, an f-string, a sum or a choice of them."""
+    return [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+
+
+def without_values(text):
+    return re.sub(r"\{[^}]*\}", "", text)
+
+
+def calls(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr if isinstance(node.func, ast.Attribute) else None
+            if name == "say" or (name in ERRORS and not isinstance(node.func, ast.Attribute)):
+                yield name, node
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
+def test_both_languages(path):
+    for name, node in calls(path):
+        where = f"{path.relative_to(ROOT)} line {node.lineno}: {name}"
+        first = [a for a in node.args if not isinstance(a, ast.Starred)]
+        assert len(first) == len(node.args) == 2 or any(isinstance(a, ast.Starred) for a in node.args), f"{where} needs two texts"
+        if len(first) < 2:
+            continue
+        english, chinese = (" ".join(texts(a)) for a in first)
+        assert not CHINESE.search(without_values(english)), f"{where}: Chinese in the English text"
+        words = re.sub(r"[\W\d_]+", "", without_values(chinese))
+        if words and chinese != english and isinstance(first[1], ast.Constant):
+            assert CHINESE.search(chinese), f"{where}: no Chinese in {chinese!r}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
+def test_both_languages_name_the_same_values(path):
+    """What is told in one language is told in the other; a value of its own may carry the suffix _zh."""
+    for name, node in calls(path):
+        if len(node.args) != 2 or not all(isinstance(a, ast.Constant) for a in node.args):
+            continue
+        english, chinese = ({n.split(":")[0].removesuffix("_zh") for n in re.findall(r"\{(\w+[^}]*)\}", a.value)} for a in node.args)
+        assert english == chinese, f"{path.relative_to(ROOT)} line {node.lineno}: {name} tells {english ^ chinese} in one language only"
