@@ -19,10 +19,12 @@ def local(facts: dict[str, Any], key: str) -> str:
 
 
 def number(value: Any) -> str:
-    """A metric for a table: four digits; '-' for nothing."""
+    """A metric for a table: four digits after the point, three significant ones where that would show nothing; '-' for no value."""
     if value is None or value != value:
         return "-"
-    return f"{value:.4f}" if isinstance(value, float) and abs(value) < 1e4 else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
 
 
 def interval(pair: Any) -> str:
@@ -401,7 +403,7 @@ def runs_compare(texts: list[str]) -> dict[str, Any]:
         )
     found = [resolve_run(t) for t in texts]
     first = found[0].recipe()
-    changed = sorted({k for run in found[1:] for k in differences(first, run.recipe())})
+    changed = sorted({k for run in found[1:] for k in differences(first, run.recipe()) if not k.startswith("card.")})
     flat = [run.recipe().flat() for run in found]
     results = [run.result() for run in found]
     metrics = list(dict.fromkeys(m for r in results if r for m in r["metrics"]))

@@ -67,10 +67,13 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path):
         from pathlib import Path
         from groundup.core.run import Lock
         Lock(Path(sys.argv[1])).acquire()
+        ready, told = os.pipe()
         child = os.fork()
         if child == 0:
+            os.write(told, b"x")
             time.sleep(30)
             os._exit(0)
+        os.read(ready, 1)
         print(child, flush=True)
         os.kill(os.getpid(), 9)
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -225,7 +226,7 @@ def picture_array(picture: Any, channels: int | None = None, size: tuple[int, in
 
 def digests_of(array: NDArray[Any]) -> list[bytes]:
     """A 16-byte digest of each row's bytes."""
-    rows = np.ascontiguousarray(array).reshape(len(array), -1)
+    rows = np.ascontiguousarray(array).reshape(len(array), math.prod(array.shape[1:]))
     return [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
 
 
@@ -309,7 +310,7 @@ def from_arrays(
             files=files or {},
             target_names=target_names or [],
         )
-    rows = x.reshape(len(x), -1).astype(np.float64)
+    rows = x.reshape(len(x), math.prod(x.shape[1:])).astype(np.float64)
     return Dataset(
         name,
         "vector",

@@ -49,8 +49,8 @@ def read_hub(spec: str, columns: Any = None) -> Dataset:
             else (str(error), str(error))
         )
         raise DataError(
-            "hub:{name}: {why}",
-            "hub:{name}：{why_zh}",
+            "hub:{name} cannot be read: {why}",
+            "无法读取 hub:{name}：{why_zh}",
             name=name,
             why=why[0].splitlines()[0],
             why_zh=why[1].splitlines()[0],
