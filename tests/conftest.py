@@ -21,10 +21,12 @@ def isolated(tmp_path, monkeypatch, cache_folder):
     monkeypatch.setenv("GROUNDUP_CACHE", str(cache_folder))
     monkeypatch.setenv("GROUNDUP_LANG", "en")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # for what tests start: these models are too small to share between cores
     monkeypatch.delenv("GROUNDUP_DATA", raising=False)
     messages.set_language(None)
     console.configure()
     threads, python_rng, numpy_rng, torch_rng = torch.get_num_threads(), random.getstate(), np.random.get_state(), torch.get_rng_state()
+    torch.set_num_threads(1)
     yield
     messages.set_language(None)
     console.configure()

@@ -199,7 +199,7 @@ def print_check(facts: dict[str, Any]) -> None:
             f"{say(problem['severity'], {'error': '错误', 'warning': '警告', 'info': '提示'}[problem['severity']])}: {local(problem, 'message')}",
             style=style,
         )
-        for record in problem["records"][:10]:
+        for record in problem["records_zh" if language() == "zh" else "records"][:10]:
             console.line(f"    {record}")
         if len(problem["records"]) > 10:
             console.line(

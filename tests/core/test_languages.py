@@ -53,5 +53,7 @@ def test_both_languages_name_the_same_values(path):
     for name, node in calls(path):
         if len(node.args) != 2 or not all(isinstance(a, ast.Constant) for a in node.args):
             continue
-        english, chinese = ({n.split(":")[0].removesuffix("_zh").replace("zh", "en") for n in re.findall(r"\{(\w+[^}]*)\}", a.value)} for a in node.args)
+        english, chinese = (
+            {n.split(":")[0].removesuffix("_zh").replace("zh", "en") for n in re.findall(r"\{(\w+[^}]*)\}", a.value)} for a in node.args
+        )
         assert english == chinese, f"{path.relative_to(ROOT)} line {node.lineno}: {name} tells {english ^ chinese} in one language only"

@@ -183,6 +183,7 @@ def test_changed_data_is_refused_by_name(photos, tmp_path, monkeypatch):
 
 
 def test_another_thread_count_is_put_back_under_the_exact_promise(tmp_path, monkeypatch):
+    torch.set_num_threads(2)
     whole = gu.train("digits-cnn", EXACT, out=tmp_path / "whole")
     with monkeypatch.context() as m, pytest.raises(Killed):
         stop_after(m, 11)

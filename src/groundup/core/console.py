@@ -42,13 +42,13 @@ def out() -> Console:
     global _console
     if _console is None or _console.file.closed:
         plain = not sys.stdout.isatty() and not _to_stderr
-        _console = Console(stderr=_to_stderr, highlight=False, soft_wrap=True, quiet=_quiet, width=100 if plain else None)
+        _console = Console(stderr=_to_stderr, highlight=False, quiet=_quiet, width=100 if plain else None)
     return _console
 
 
 def line(text: str = "", style: str | None = None) -> None:
     """One line as it is (no markup is read from it)."""
-    out().print(escape(text), style=style)
+    out().print(escape(text), style=style, soft_wrap=not out().is_terminal)  # a terminal wraps between words, a log file not at all
 
 
 def heading(text: str) -> None:
@@ -58,7 +58,7 @@ def heading(text: str) -> None:
 
 def command(text: str) -> None:
     """A command that a person may type."""
-    line(f"  $ {text}", style="cyan")
+    out().print(escape(f"  $ {text}"), style="cyan", soft_wrap=True)  # never broken: it is there to be copied
 
 
 def table(columns: list[str], rows: list[list[Any]], *, right: tuple[int, ...] = ()) -> None:
@@ -68,11 +68,11 @@ def table(columns: list[str], rows: list[list[Any]], *, right: tuple[int, ...] =
         made.add_column(escape(name), justify="right" if i in right else "left", overflow="fold")
     for row in rows:
         made.add_row(*(escape(str(cell)) for cell in row))
-    out().print(made, soft_wrap=False)
+    out().print(made)
 
 
 class Progress:
-    """A bar that moves on a terminal; elsewhere a plain line at most every ten seconds, and lines for what matters."""
+    """A line that is rewritten on a terminal; elsewhere a plain line at most every ten seconds, and lines for what matters."""
 
     def __init__(self, title: str, total: int, completed: int = 0) -> None:
         self.title, self.total = title, total
@@ -80,26 +80,19 @@ class Progress:
         self._last = time.monotonic()
         terminal = out().is_terminal or out().is_jupyter
         if terminal and not _quiet:
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
             from rich.progress import Progress as Bar
+            from rich.progress import TextColumn
 
-            self._bar = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=12),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
-                console=out(),
-                transient=True,
-            )
+            self._bar = Bar(TextColumn("{task.description}"), console=out(), transient=True)
             self._bar.start()
-            self._task = self._bar.add_task(title, total=total, completed=completed, text="")
+            self._task = self._bar.add_task(title, total=total, completed=completed)
 
     def update(self, completed: int, text: str) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=completed, text=text)
+            self._bar.update(self._task, completed=completed, description=escape(f"{self.title} {completed:,}/{self.total:,}  {text}"))
         elif time.monotonic() - self._last >= 10:
             self._last = time.monotonic()
-            line(f"{self.title} {completed}/{self.total}  {text}")
+            line(f"{self.title} {completed:,}/{self.total:,}  {text}")
 
     def line(self, text: str, *, important: bool = False) -> None:
         if self._bar is not None:

@@ -32,7 +32,8 @@ def load(key: str) -> dict[str, NDArray[Any]] | None:
     """The arrays stored under a key, or None. Damaged entries count as absent."""
     path = cache_folder() / f"v{VERSION}" / f"{key}.npz"
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # Opened here: numpy leaves a damaged file open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, KeyError):
         return None

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from groundup.core.errors import DataError
 
+REASONS_ZH = {"the file is empty": "文件为空", "not a picture": "不是图片", "No such file or directory": "文件不存在"}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 
 
@@ -190,12 +191,16 @@ def decode(data: bytes, channels: int | None = None, size: tuple[int, int] | Non
     Raises:
         ValueError: the bytes are not a whole picture (with Pillow's reason).
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
+    if not data:
+        raise ValueError("the file is empty")
     try:
         with Image.open(io.BytesIO(data)) as opened:
             opened.load()
             return picture_array(ImageOps.exif_transpose(opened), channels, size)
+    except UnidentifiedImageError as error:
+        raise ValueError("not a picture") from error
     except Exception as error:  # Pillow raises many kinds for damaged bytes, a decompression bomb among them
         reason = str(error).replace(repr(io.BytesIO), "").split(" <_io.BytesIO")[0]
         raise ValueError(reason or type(error).__name__) from error

@@ -107,13 +107,21 @@ def from_hub_splits(name: str, splits: dict[str, Any], columns: Any = None) -> D
             n=len(rejected),
             why=rejected[0]["reason"] if rejected else "no records",
         )
+    notes: list[tuple[str, str]] = []
     shapes = {p.shape for p in pictures}
     if len(shapes) > 1:
         from PIL import Image
 
         channels = max(s[0] for s in shapes)
-        size = tuple(int(np.median([s[a] for s in shapes])) for a in (1, 2))
+        size = tuple(int(np.median([p.shape[a] for p in pictures])) for a in (1, 2))
+        notes.append(
+            (
+                f"pictures have {len(shapes)} sizes or modes; all are brought to {channels} channels of {size[1]}x{size[0]}",
+                f"图片有 {len(shapes)} 种尺寸或模式；全部转为 {channels} 个通道、{size[1]}x{size[0]}",
+            )
+        )
         pictures = [picture_array(Image.fromarray(p[0] if p.shape[0] == 1 else p.transpose(1, 2, 0)), channels, size) for p in pictures]  # type: ignore[arg-type]
     dataset = from_arrays(f"hub:{name}", np.stack(pictures), np.asarray(labels), given=given, describe=lambda i: places[i])
     dataset.rejected += rejected
+    dataset.notes += notes
     return dataset

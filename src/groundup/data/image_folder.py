@@ -16,11 +16,10 @@ from groundup.core.device import available_memory
 from groundup.core.errors import DataError, did_you_mean
 from groundup.core.recipe import Data
 from groundup.data import cache
-from groundup.data.dataset import IMAGE_SUFFIXES, ArrayImages, Dataset, FileImages, decode, quiet_pillow
+from groundup.data.dataset import IMAGE_SUFFIXES, REASONS_ZH, ArrayImages, Dataset, FileImages, decode, quiet_pillow
 from groundup.data.table import SPLIT_NAMES, read_rows, split_column
 
 FILE_COLUMNS = ("file", "filename", "file_name", "path", "image", "img")
-_REASONS_ZH = {"the file is empty": "文件为空", "not a picture": "不是图片", "No such file or directory": "文件不存在"}
 LABEL_COLUMNS = ("label", "labels", "class", "target", "category", "y")
 
 
@@ -208,7 +207,7 @@ def read_image_folder(source: Path, config: Data) -> Dataset:
             source=source,
             n=len(paths),
             reason=heads[0]["error"],
-            reason_zh=_REASONS_ZH.get(heads[0]["error"], heads[0]["error"]),
+            reason_zh=REASONS_ZH.get(heads[0]["error"], heads[0]["error"]),
         )
     channels = config.image.channels if config.image.channels != "auto" else (3 if any(h.get("colour") for h in heads) else 1)
     if config.image.size == "auto":
@@ -238,7 +237,7 @@ def read_image_folder(source: Path, config: Data) -> Dataset:
     keep = np.array([i for i in range(len(paths)) if i not in bad], dtype=np.int64)
     names = [str(p.relative_to(root)) if p.is_relative_to(root) else p.name for p in paths]
     rejected += [
-        {"record": names[i], "reason": reason, "reason_zh": f"图片损坏：{_REASONS_ZH.get(reason, reason)}"}
+        {"record": names[i], "reason": reason, "reason_zh": f"图片损坏：{REASONS_ZH.get(reason, reason)}"}
         for i, reason in sorted(bad.items())
     ]
     if not len(keep):

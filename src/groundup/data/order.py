@@ -6,6 +6,7 @@ is splitmix64 (Steele, Lea and Flood, OOPSLA 2014, fig. 14), on int64 tensors wh
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import numpy as np
@@ -45,13 +46,18 @@ class CounterRandom:
     """
 
     def __init__(self, seed: int, epoch: Tensor, index: Tensor) -> None:
-        state = _mix(torch.full_like(index, _signed(seed * 2 + 1)))
-        self._state = _mix(_mix(state + epoch) + index)
+        self._seed, self._epoch, self._index = seed, epoch, index
+
+    @functools.cached_property
+    def _state(self) -> Tensor:
+        """Made when first drawn from: most steps of most recipes draw nothing."""
+        state = _mix(torch.full_like(self._index, _signed(self._seed * 2 + 1)))
+        return _mix(_mix(state + self._epoch) + self._index)
 
     def uniform(self, name: str, count: int = 1) -> Tensor:
         """float32 [B, count] in [0, 1): the same numbers for the same name, whatever else is drawn."""
         stream = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
-        counters = torch.arange(count, device=self._state.device)
+        counters = torch.arange(count, device=self._index.device)
         bits = _mix(_mix(self._state + stream)[:, None] + counters)
         return _shift(bits, 40).to(torch.float32) * 2.0**-24
 

@@ -55,8 +55,9 @@ def problems(prepared: Prepared, *, classification: bool) -> list[dict[str, Any]
     """What deserves a look before training: bad records, a single class, empty or tiny classes, contradicting labels, constant features."""
     dataset, found = prepared.dataset, []
 
-    def add(severity: str, en: str, zh: str, records: list[str] | None = None) -> None:
-        found.append({"severity": severity, "message": en, "message_zh": zh, "records": records or []})
+    def add(severity: str, en: str, zh: str, records: list[str] | None = None, records_zh: list[str] | None = None) -> None:
+        records = records or []
+        found.append({"severity": severity, "message": en, "message_zh": zh, "records": records, "records_zh": records_zh or records})
 
     if dataset.rejected:
         add(
@@ -64,6 +65,7 @@ def problems(prepared: Prepared, *, classification: bool) -> list[dict[str, Any]
             f"{len(dataset.rejected)} records cannot be used",
             f"{len(dataset.rejected)} 条记录无法使用",
             [f"{r['record']}: {r['reason']}" for r in dataset.rejected],
+            [f"{r['record']}：{r.get('reason_zh', r['reason'])}" for r in dataset.rejected],
         )
     if classification:
         labels = labels_of(dataset)
@@ -145,4 +147,14 @@ def sample_grid(prepared: Prepared, path: Path, *, columns: int = 10, rows: int 
             sheet.paste(picture, (2 + c * (wide + 2), 2 + r * (high + 2)))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
-    files.write_bytes(path, buffer.getvalue())
+    try:
+        files.write_bytes(path, buffer.getvalue())
+    except OSError as error:
+        raise DataError(
+            "the grid cannot be written to {path}: {cause}",
+            "无法把网格图写到 {path}：{cause}",
+            path=path,
+            cause=error.strerror or error,
+            fix="name a file, as grid.png",
+            fix_zh="请给出文件名，例如 grid.png",
+        ) from error

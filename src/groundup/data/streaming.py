@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from groundup.core.errors import DataError
 from groundup.data.dataset import FileImages
 
 Plan = Callable[[int], NDArray[np.int64]]
 
 
-class _Decoding(Dataset[Tensor]):
-    """Item k is the decoded batch k of the plan."""
+class _Decoding(Dataset[Tensor | None]):
+    """Item k is the decoded batch k of the plan; None where a picture cannot be read: the main process reads it again and says which."""
 
     def __init__(self, images: FileImages, batches: list[NDArray[np.int64]]) -> None:
         self.images, self.batches = images, batches
@@ -31,8 +32,11 @@ class _Decoding(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, k: int) -> Tensor:
-        return self.images.fetch(self.batches[k])
+    def __getitem__(self, k: int) -> Tensor | None:
+        try:
+            return self.images.fetch(self.batches[k])
+        except DataError:
+            return None
 
 
 def _start_worker(_: int) -> None:
@@ -42,7 +46,7 @@ def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def _first(batch: list[Tensor]) -> Tensor:
+def _first(batch: list[Tensor | None]) -> Tensor | None:
     return batch[0]
 
 
@@ -62,7 +66,7 @@ class StreamedImages:
         self.shape = images.shape
         self._plan: Plan | None = None
         self._next = 0
-        self._iterator: Iterator[Tensor] = iter(())
+        self._iterator: Iterator[Tensor | None] = iter(())
         self._queued: list[NDArray[np.int64]] = []
 
     def follow(self, plan: Plan, start: int) -> None:
@@ -77,23 +81,19 @@ class StreamedImages:
             self._queue()
         if not np.array_equal(self._queued[0], index):
             return self.images.fetch(index)  # asked out of order (the dry step): decoded here
+        batch: Tensor | None = None
         for _ in range(3):
             try:
                 batch = next(self._iterator)
                 break
             except RuntimeError as error:
                 if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
-                    # The worker lives and met an unreadable picture: read here, where the error comes with its own type.
-                    self._iterator = self._workers(self._queued[1:])
-                    batch = self.images.fetch(index)
-                    break
+                    raise
                 if self.on_restart:
                     self.on_restart(str(error).splitlines()[0])
                 self._iterator = self._workers(self._queued)
-        else:
-            batch = self.images.fetch(index)
         self._queued.pop(0)
-        return batch
+        return self.images.fetch(index) if batch is None else batch
 
     def _queue(self) -> None:
         assert self._plan is not None
@@ -101,7 +101,7 @@ class StreamedImages:
         self._next += self.ahead
         self._iterator = self._workers(self._queued)
 
-    def _workers(self, batches: list[NDArray[np.int64]]) -> Iterator[Tensor]:
+    def _workers(self, batches: list[NDArray[np.int64]]) -> Iterator[Tensor | None]:
         loader: DataLoader[Any] = DataLoader(
             _Decoding(self.images, list(batches)),
             batch_size=1,

@@ -339,7 +339,7 @@ def read_npz(path: Path, config: Data) -> Dataset:
     if dataset.kind == "vector":
         finite = np.isfinite(dataset.inputs).all(axis=1)
         if np.issubdtype(y.dtype, np.floating):
-            finite &= np.isfinite(y.reshape(len(y), -1)).all(axis=1)
+            finite &= np.isfinite(y[:, None] if y.ndim == 1 else y).all(axis=1)
         if not finite.all():
             wrong = np.flatnonzero(~finite)
             dataset.rejected += [

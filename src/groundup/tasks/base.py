@@ -182,7 +182,7 @@ class ImageInputs:
 
     def read_picture(self, raw: Any) -> Tensor:
         """A path, bytes, a PIL picture or an array -> uint8 [1, C, H, W] in the model's size. Raises DataError."""
-        from groundup.data.dataset import decode, from_arrays, picture_array, quiet_pillow, read_bytes
+        from groundup.data.dataset import REASONS_ZH, decode, from_arrays, picture_array, quiet_pillow, read_bytes
 
         channels, height, width = self.shape
         if isinstance(raw, str | Path):
@@ -199,7 +199,11 @@ class ImageInputs:
                     pixels = decode(raw, channels, (height, width))
             except ValueError as error:
                 raise DataError(
-                    "{where} is not a picture that can be read: {error}", "{where} 不是可读取的图片：{error}", where=where, error=error
+                    "{where} is not a picture that can be read: {error}",
+                    "{where} 不是可读取的图片：{error_zh}",
+                    where=where,
+                    error=error,
+                    error_zh=REASONS_ZH.get(str(error), error),
                 ) from error
         else:
             from PIL import Image

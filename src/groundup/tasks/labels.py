@@ -85,14 +85,16 @@ class ClassLabels:
         labels = labels_of(dataset)[index]
         for i, label in zip(index, labels):
             if label not in position:
+                shared = [known for known in self.labels if known in set(labels.tolist())]
                 hint, hint_zh = did_you_mean(str(label), self.labels)
                 raise DataError(
                     "{record} has the label '{label}', which the model does not know." + hint,
                     "{record} 的标签 '{label}' 是模型不认识的。" + hint_zh,
                     record=dataset.describe(int(i)),
                     label=label,
-                    fix="--set data.classes=[{all}]",
-                    all=", ".join(self.labels[:20]),
+                    fix="--set data.classes=[{shared}]" if shared else "tune the model to these labels: groundup tune MODEL --data SPEC",
+                    fix_zh="--set data.classes=[{shared}]" if shared else "用这些标签微调模型：groundup tune MODEL --data SPEC",
+                    shared=", ".join(shared),
                 )
         return torch.tensor([position[label] for label in labels], dtype=torch.long, device=device)
 

@@ -167,6 +167,9 @@ def train(
     recent: deque[int] = deque(maxlen=max(plan.log_every, 1) + 1)  # the steps since the host last read, for naming a bad batch
     for watcher in watchers:
         watcher.begin(state, plan)
+    state.model.train()  # once: an evaluation puts every module's mode back
+    for module in plan.frozen:
+        module.eval()
     while True:
         last = state.step >= state.total
         improved = False
@@ -198,9 +201,6 @@ def step(state: TrainState, batches: Batches, task: Task, plan: Plan) -> Report:
     The gradient is that of (sum of all losses) / (count of all supervised items of the step), however it is cut into micro-batches.
     """
     model = state.model
-    model.train()
-    for module in plan.frozen:
-        module.eval()
     lr = set_learning_rate(state.optimizers, factor(plan.schedule, state.step, state.total))
     for optimizer in state.optimizers:
         optimizer.zero_grad(set_to_none=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from groundup.core import console, files, units
+from groundup.core import console, units
 from groundup.core.device import memory_in_use
 from groundup.core.errors import RecipeError
 from groundup.core.messages import say
@@ -86,8 +86,8 @@ class Console(Base):
             per_step = (time.monotonic() - self.start) / max(done, 1)
             eta = units.human_seconds(per_step * (self.total - row["step"])) if done >= 5 else "--"
             text = (
-                f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  |g| {row['grad_norm']:.2f}  {row['samples_per_s']:,.0f}/s  "
-                f"{files.human_bytes(row['memory'])}  eta {eta}"
+                f"loss {row['loss']:.4f}  lr {row['lr']:.1e}  |g| {row['grad_norm']:.2f}  {row['samples_per_s']:,.0f}/s  "
+                f"{row['memory'] / 2**20:,.0f} MiB  eta {eta}"
             )
             self.progress.update(row["step"], text)
         elif row["kind"] == "evaluate":
