@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from groundup.core import console, files, units
-from groundup.core.errors import RunError
+from groundup.core.errors import DataError, RunError
 from groundup.core.messages import language, say
 from groundup.core.recipe import Recipe, build, differences, load, override, shipped
 from groundup.core.registry import MODELS, TASKS
@@ -128,8 +128,18 @@ def data_show(spec: str, overrides: dict[str, Any], grid: Path | None) -> dict[s
     prepared, classification = _prepared(spec, overrides)
     facts = statistics.describe(prepared, classification=classification)
     if grid is not None:
-        grid.parent.mkdir(parents=True, exist_ok=True)
-        statistics.sample_grid(prepared, grid)
+        try:
+            grid.parent.mkdir(parents=True, exist_ok=True)
+            statistics.sample_grid(prepared, grid)
+        except OSError as error:
+            raise DataError(
+                "the grid cannot be written to {grid}: {cause}",
+                "无法把网格图写到 {grid}：{cause}",
+                grid=grid,
+                cause=error.strerror or error,
+                fix="name a file, as --grid grid.png",
+                fix_zh="请给出文件名，例如 --grid grid.png",
+            ) from error
         facts["grid"] = str(grid)
     return facts
 

@@ -75,3 +75,9 @@ def test_a_mistake_as_json(typed):
 def test_settings_that_are_wrong(typed, assignment, told):
     status, _, err = typed("data", "show", "digits", "--set", assignment)
     assert status == 2 and told in err
+
+
+def test_a_grid_that_cannot_be_written(typed, tmp_path):
+    status, _, err = typed("data", "show", "digits#100", "--grid", tmp_path)
+    assert status == 2 and "the grid cannot be written" in err and "grid.png" in err
+    assert list(tmp_path.parent.glob(".*tmp-*")) == []

@@ -87,7 +87,9 @@ def test_killed_at_ten_random_moments(reference, tmp_path):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_exits_and_says_how_to_go_on(number, status):
-    process = start("train", *SETTINGS, *sets(train__steps=400, train__save_every="10min", train__keep="last", evaluate__every=400), "--out", "cut run")
+    process = start(
+        "train", *SETTINGS, *sets(train__steps=400, train__save_every="10min", train__keep="last", evaluate__every=400), "--out", "cut run"
+    )
     for _ in range(600):
         if Path("cut run/metrics.jsonl").is_file():
             break

@@ -89,13 +89,16 @@ class Order:
 
     def batch(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(epoch [B], index [B]) of the batch of step `step`, counted from 0."""
+        first, offset = divmod(step * self.batch_size, self.n)
+        if first == self._epoch and offset + self.batch_size <= self.n:  # within the epoch at hand: a slice of its order
+            return np.full(self.batch_size, first), self._order[offset : offset + self.batch_size]
         position = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epoch, offset = position // self.n, position % self.n
+        epoch, offsets = position // self.n, position % self.n
         index = np.empty_like(position)
         for e in np.unique(epoch):
             if e != self._epoch:
                 self._epoch, self._order = int(e), permutation(self.n, self.seed, int(e))
-            index[epoch == e] = self._order[offset[epoch == e]]
+            index[epoch == e] = self._order[offsets[epoch == e]]
         return epoch, index
 
     def steps(self, epochs: float) -> int:

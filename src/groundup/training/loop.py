@@ -226,11 +226,17 @@ def step(state: TrainState, batches: Batches, task: Task, plan: Plan) -> Report:
     finite = torch.isfinite(norm) & torch.isfinite(loss_sum)
     if plan.clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, plan.clip_norm, norm)
-    if state.scaler is None:
+    if state.scaler is not None:
+        _scaled_step(state, finite)
+    elif plan.device.type == "cpu":  # reading costs nothing here
+        if bool(finite):
+            for optimizer in state.optimizers:
+                optimizer.step()
+        else:
+            state.first_bad.fill_(state.step + 1)
+    else:
         masked_step(state.optimizers, finite)
         state.first_bad.copy_(torch.where((state.first_bad < 0) & ~finite, state.step + 1, state.first_bad))
-    else:
-        _scaled_step(state, finite)
     state.step += 1
     state.samples += batches.batch_size
     if plan.ema is not None:
