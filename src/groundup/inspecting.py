@@ -266,7 +266,8 @@ def print_run(run: Any) -> None:
         )
     )
     console.line(say("model: {model}", "模型：{model}", model=result["model"]))
-    console.line(say("report: {report}", "报告：{report}", report=str(run.path / "report.html")))
+    if (run.path / "report.html").is_file():
+        console.line(say("report: {report}", "报告：{report}", report=str(run.path / "report.html")))
 
 
 def print_scores(result: dict[str, Any]) -> None:

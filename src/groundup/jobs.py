@@ -39,6 +39,7 @@ from groundup.training.optim import build_optimizers
 from groundup.training.state import TrainState, new_state
 
 Overrides = Mapping[str, Any]
+KINDS_ZH = {"image": "图片", "vector": "向量"}
 
 
 @dataclass
@@ -345,10 +346,12 @@ def _fit(task: Task, prepared: Prepared, base: modelfolder.Loaded | None) -> Non
     if dataset.kind != task.kind:
         raise DataError(
             "{name} holds {found}s; the task reads {expected}s",
-            "{name} 是 {found} 数据；任务需要 {expected} 数据",
+            "{name} 是{found_zh}数据；任务需要{expected_zh}数据",
             name=dataset.name,
             found=dataset.kind,
             expected=task.kind,
+            found_zh=KINDS_ZH[dataset.kind],
+            expected_zh=KINDS_ZH[task.kind],
             fix="--set task=" + ("image-classification" if dataset.kind == "image" else "vector-classification"),
         )
     if hasattr(task, "augment"):
