@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -177,7 +178,7 @@ class ImageInputs:
         x = pixels.to(torch.float32) / 255
         if rng is not None and self.augment is not None:
             x = augment(x, self.augment, rng)
-        mean, std = (torch.tensor(v, device=x.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        mean, std = _per_channel(tuple(self.mean), tuple(self.std), x.device)
         return (x - mean) / std
 
     def read_picture(self, raw: Any) -> Tensor:
@@ -213,6 +214,12 @@ class ImageInputs:
                 raw = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
             pixels = picture_array(raw, channels, (height, width))
         return torch.from_numpy(np.array(pixels))[None]
+
+
+@functools.lru_cache(maxsize=16)
+def _per_channel(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """[C, 1, 1] each, made once: on a GPU every copy from the host costs a step more than the arithmetic does."""
+    return torch.tensor(mean, device=device).view(-1, 1, 1), torch.tensor(std, device=device).view(-1, 1, 1)
 
 
 class VectorInputs:

@@ -83,7 +83,6 @@ class Report:
     grad_norm: Tensor
     loss_sum: Tensor
     count: int | Tensor
-    finite: Tensor
 
 
 class Watcher(Protocol):
@@ -204,16 +203,17 @@ def step(state: TrainState, batches: Batches, task: Task, plan: Plan) -> Report:
     lr = set_learning_rate(state.optimizers, factor(plan.schedule, state.step, state.total))
     for optimizer in state.optimizers:
         optimizer.zero_grad(set_to_none=True)
-    loss_sum: Tensor | float = 0.0
+    loss_sum: Tensor | None = None
     count: int | Tensor = 0
     for batch in batches.micro(state.step):
-        with torch.autocast(plan.device.type, plan.dtype, enabled=plan.dtype != torch.float32):
+        with mixed_precision(plan):
             loss = task.loss(model, batch)
         # The count of the whole step is not known yet: divide by the samples, and correct below where the count is another.
         scaled = loss.sum / batches.batch_size
         (scaled if state.scaler is None else state.scaler.scale(scaled)).backward()
-        loss_sum, count = loss_sum + loss.sum.detach(), count + loss.count
-    assert isinstance(loss_sum, Tensor)
+        loss_sum = loss.sum.detach() if loss_sum is None else loss_sum + loss.sum.detach()
+        count = count + loss.count
+    assert loss_sum is not None
 
     parameters = [p for p in model.parameters() if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -223,35 +223,43 @@ def step(state: TrainState, batches: Batches, task: Task, plan: Plan) -> Report:
     if isinstance(count, Tensor) or count != batches.batch_size:
         torch._foreach_mul_(gradients, batches.batch_size / count)
     norm = torch.nn.utils.get_total_norm(gradients)
-    finite = torch.isfinite(norm) & torch.isfinite(loss_sum)
     if plan.clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, plan.clip_norm, norm)
-    if state.scaler is not None:
-        _scaled_step(state, finite)
-    elif plan.device.type == "cpu":  # reading costs nothing here
-        if bool(finite):
+    if state.scaler is not None or plan.device.type == "cpu":  # the host decides: fp16 scaling waits anyway, on the CPU reading is free
+        finite = math.isfinite(float(norm)) and math.isfinite(float(loss_sum))
+        if state.scaler is not None:
+            _scaled_step(state, finite)
+        elif finite:
             for optimizer in state.optimizers:
                 optimizer.step()
         else:
             state.first_bad.fill_(state.step + 1)
-    else:
-        masked_step(state.optimizers, finite)
-        state.first_bad.copy_(torch.where((state.first_bad < 0) & ~finite, state.step + 1, state.first_bad))
+        if finite:
+            state.window += state.window.new_tensor([float(loss_sum), float(count)])
+    else:  # the device decides, and the host does not wait
+        good = torch.isfinite(norm) & torch.isfinite(loss_sum)
+        masked_step(state.optimizers, good)
+        state.first_bad.copy_(torch.where((state.first_bad < 0) & ~good, state.step + 1, state.first_bad))
+        state.window += torch.where(good, torch.stack([loss_sum.to(state.window), torch.as_tensor(count).to(state.window)]), 0)
     state.step += 1
     state.samples += batches.batch_size
     if plan.ema is not None:
         update_ema(state, plan.ema)
-    state.window += torch.where(finite, torch.stack([loss_sum.to(state.window), torch.as_tensor(count).to(state.window)]), 0)
-    return Report(state.step, lr, norm, loss_sum, count, finite)
+    return Report(state.step, lr, norm, loss_sum, count)
 
 
-def _scaled_step(state: TrainState, finite: Tensor) -> None:
+def mixed_precision(plan: Plan) -> contextlib.AbstractContextManager[Any]:
+    """Autocast to the plan's precision; nothing at all for float32."""
+    return contextlib.nullcontext() if plan.dtype == torch.float32 else torch.autocast(plan.device.type, plan.dtype)
+
+
+def _scaled_step(state: TrainState, finite: bool) -> None:
     """fp16: an overflow of the scaled gradients skips the update and lowers the scale; many in a row stop the run."""
     assert state.scaler is not None
     for optimizer in state.optimizers:
         state.scaler.step(optimizer)  # skips by itself where its gradients overflowed
     state.scaler.update()
-    if bool(finite):
+    if finite:
         state.overflows = 0
         return
     state.overflows += 1
@@ -269,7 +277,7 @@ def rehearse(state: TrainState, batches: Batches, task: Task, plan: Plan) -> flo
         begin = time.perf_counter()
         state.model.train()
         for batch in batches.micro(state.step):
-            with torch.autocast(plan.device.type, plan.dtype, enabled=plan.dtype != torch.float32):
+            with mixed_precision(plan):
                 task.loss(state.model, batch).sum.backward()
         if plan.device.type == "cuda":
             torch.cuda.synchronize()
