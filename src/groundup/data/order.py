@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-
 _MASK = 2**64 - 1
 
 
@@ -74,8 +73,9 @@ def permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
         x = (x ^ (x >> np.uint64(27))) * np.uint64(_MIX2 & _MASK)
         return x ^ (x >> np.uint64(31))
 
-    start = mix(mix(np.array([(seed * 2 + 1) & _MASK], np.uint64)) + np.uint64((epoch * _GAMMA) & _MASK))
-    keys = mix(start + np.arange(n, dtype=np.uint64))
+    of_seed = mix(np.array([(seed * 2 + 1) & _MASK], np.uint64))
+    of_epoch = mix(of_seed + np.array([(epoch * _GAMMA) & _MASK], np.uint64))
+    keys = mix(of_epoch + np.arange(n, dtype=np.uint64))
     return np.argsort(keys.view(np.int64), kind="stable")
 
 
