@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ class CounterRandom:
 def permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order of n records in an epoch: int64 [n], by the same mixing as above (in NumPy, which is faster on short arrays)."""
 
-    def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    def mix(x: NDArray[Any]) -> NDArray[Any]:
         x = x + np.uint64(_GAMMA & _MASK)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(_MIX1 & _MASK)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(_MIX2 & _MASK)
