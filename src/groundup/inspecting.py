@@ -119,7 +119,8 @@ def _prepared(spec: str, overrides: dict[str, Any]) -> tuple[Any, bool]:
             classification = bool((values == values.round()).all()) and len(set(values.tolist())) <= max(20, len(values) // 10)
         except ValueError:
             classification = True
-    return prepare(config.model_copy(update={"on_bad_record": "skip"}), classification=classification), classification
+    config = config.model_copy(update={"on_bad_record": "skip"})
+    return prepare(config, classification=classification, dataset=dataset), classification
 
 
 def data_show(spec: str, overrides: dict[str, Any], grid: Path | None) -> dict[str, Any]:
@@ -191,8 +192,9 @@ def data_check(spec: str, overrides: dict[str, Any]) -> dict[str, Any]:
     from groundup.data import statistics
 
     prepared, classification = _prepared(spec, overrides)
-    if prepared.dataset.kind == "vector" and prepared.config.on_bad_record == "skip" and overrides.get("data.on_bad_record") != "skip":
-        prepared.config = prepared.config.model_copy(update={"on_bad_record": "stop"})  # what training would do
+    wish = overrides.get("data.on_bad_record", "auto")  # what training would do decides how severe a bad record is
+    policy = wish if wish != "auto" else "stop" if prepared.dataset.kind == "vector" else "skip"
+    prepared.config = prepared.config.model_copy(update={"on_bad_record": policy})
     return {
         "name": prepared.dataset.name,
         "records": len(prepared.dataset),

@@ -45,6 +45,7 @@ def test_check_finds_and_its_status_says_so(typed, csv, folder):
     (folder / "狗" / "坏.png").write_bytes(b"x")
     status, out, _ = typed("data", "check", folder, "--lang", "zh")
     assert status == 0 and "1 条记录无法使用" in out and "不是图片" in out
+    assert typed("data", "check", folder, "--set", "data.on_bad_record=stop")[0] == 3
 
 
 @pytest.mark.parametrize("lang, words", [("en", "Fix"), ("zh", "解决办法")])

@@ -144,16 +144,17 @@ def keep_classes(dataset: Dataset, classes: list[str]) -> Dataset:
     return dataset.select(np.flatnonzero(np.isin(labels, classes)))
 
 
-def prepare(config: Data, *, classification: bool) -> Prepared:
+def prepare(config: Data, *, classification: bool, dataset: Dataset | None = None) -> Prepared:
     """Reads, filters and divides the data.
 
     Args:
         classification: the target is a class label; splits then keep the class shares alike.
+        dataset: what `open_source(config)` gave, where the caller has had to look at it first.
 
     Raises:
         DataError: everything that is wrong with the data, with names and counts.
     """
-    dataset = open_source(config)
+    dataset = dataset if dataset is not None else open_source(config)
     if len(dataset) == 0:
         raise DataError("{name} has no records", "{name} 没有任何记录", name=dataset.name)
     notes = list(dataset.notes)
