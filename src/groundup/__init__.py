@@ -10,6 +10,8 @@ The functions are loaded when first used, so that importing the package costs no
     gu.predict(tuned, "photo.png")
 """
 
+from __future__ import annotations  # start.py imports this on Python 3.8 too
+
 from importlib import import_module
 from typing import Any
 
@@ -44,5 +46,5 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-def __dir__() -> list[str]:
+def __dir__() -> "list[str]":
     return __all__

@@ -111,12 +111,10 @@ app = typer.Typer(
     ),
     epilog=_help("Start here: groundup demo", "从这里开始：groundup demo"),
 )
-env_app = typer.Typer(help=_help("This machine: what is there, what fits.", "本机环境：有什么、适合什么。"), no_args_is_help=True)
 data_app = typer.Typer(help=_help("Look at data and check it, before training.", "训练之前查看与检查数据。"), no_args_is_help=True)
 runs_app = typer.Typer(
     help=_help("The runs of this folder: list, show, compare, verify.", "本目录下的训练：列出、查看、比较、校验。"), no_args_is_help=True
 )
-app.add_typer(env_app, name="env")
 app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
 
@@ -137,14 +135,15 @@ def _sets(assignments: list[str] | None) -> dict[str, Any]:
 
 
 # -- env -----------------------------------------------------------------------------------------------------------------------
-@env_app.command("info", help=_help("Everything that matters on this machine.", "本机上与训练有关的一切。"))
-def env_info(json: Json = False, lang: Lang = None, traceback: Trace = False) -> Call:
-    def run() -> int:
-        from groundup.env import cli as env_cli
+@app.command(
+    "env",
+    help=_help("This machine: what is here, what is wrong, which torch fits.", "本机环境：有什么、哪里不对、装哪个 torch。"),
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def env(context: typer.Context) -> Call:
+    from groundup.env import cli as env_cli
 
-        return env_cli.main(["info", *(["--json"] if json else []), "--lang", messages.language()])
-
-    return Call(run, lambda status: None, False, status=int)  # groundup.env prints by itself: it must work without this module
+    return Call(lambda: env_cli.main(context.args), lambda status: None, False, status=int)  # a program of its own, which prints by itself
 
 
 # -- data ----------------------------------------------------------------------------------------------------------------------
@@ -447,11 +446,6 @@ def main(argv: list[str] | None = None) -> int:
     as_json, show_traceback = "--json" in arguments, "--traceback" in arguments
     try:
         _choose_language(arguments)
-        if arguments[:2] == ["env", "info"] and "--help" not in arguments and "-h" not in arguments:
-            # The environment stage must answer where nothing is installed, so it has its own program; this is the same one.
-            from groundup.env import cli as env_cli
-
-            return env_cli.main([a for a in arguments[1:] if a != "--traceback"])
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminate)
         # Without standalone mode a verb's Call comes back, and 0 or the status where click itself has answered (help, version).

@@ -5,7 +5,7 @@ question "what is wrong here" has an answer exactly where nothing else runs. It 
 a torch that crashes or hangs on import must be a fact in the report, not the end of it.
 
     probe.facts()            what is here                      (dict, ready for JSON)
-    choose.choose_build()    which torch to install, and why   (pure: facts in, Choice out)
+    plan.make_plan()         which torch to install, and why   (pure: facts in, Plan out)
     verify.verify()          does that torch compute           (imports torch: run it in the environment to be judged)
     cli.main()               `groundup env ...`, `python -m groundup.env ...`, `python start.py env ...`
 """
