@@ -32,12 +32,14 @@ if sys.version_info[:2] >= ENV_OLDEST:
     # A clone must not be littered with bytecode of whatever Python was tried first.
     sys.dont_write_bytecode = True
     sys.path.insert(0, os.path.join(ROOT, "src"))
-    from groundup.env import install as installing
-    from groundup.env import plan as planning
-    from groundup.env import steps
     from groundup.env.language import pick
-    from groundup.env.layout import shown
-    from groundup.env.steps import Failed, Refused
+
+    if sys.argv[1:2] != ["env"]:  # which loads what it needs by itself, and answers at once
+        from groundup.env import install as installing
+        from groundup.env import plan as planning
+        from groundup.env import steps
+        from groundup.env.layout import shown
+        from groundup.env.steps import Failed, Refused
 
 language = "en"
 
@@ -67,12 +69,12 @@ def main(argv=None):
     language = pick(option_value(argv, "--lang"))
     # The demo, and whatever else is started, speaks the same language.
     os.environ["GROUNDUP_LANG"] = language
+    if argv[:1] == ["env"]:
+        from groundup.env.cli import main as env_main
+
+        return env_main(argv[1:])
     began = time.time()
     try:
-        if argv[:1] == ["env"]:
-            from groundup.env.cli import main as env_main
-
-            return env_main(argv[1:])
         options = parse(argv)
         if options.help:
             print(help_text())
