@@ -112,8 +112,8 @@ def packages_by_table(m: Machine) -> Iterator[Hit]:
                 hit.severity = "warning" if well else None
                 yield hit
     majors = {version(p.version)[:1] for p in m.packages.get("numpy", [])}
-    if len(majors) > 1:
-        yield Hit("numpy2_abi_mismatch", 0.72, m.evidence(r"numpy\W{1,6}\d"), severity="warning" if well else None)
+    if len(majors) > 1:  # one hides the other; whether that hurts shows when something is imported
+        yield Hit("numpy2_abi_mismatch", 0.5, m.evidence(r"numpy\W{1,6}\d"), severity="warning")
     numpy = m.installed("numpy")
     if numpy and m.torch and version(numpy.version)[:1] >= (2,) and version(m.torch)[:3] < ((2, 4, 1) if m.system == "windows" else (2, 3)):
         yield Hit("numpy2_abi_mismatch", 0.72, m.evidence(r"numpy\W{1,6}2\."), severity="warning" if well else None)
