@@ -154,6 +154,7 @@ def marks_of(m: Machine) -> Set[str]:
         "intel" if any(g.vendor == "intel" for g in m.gpus) else "",
     }
     marks.add("no_gpu" if not m.gpus else "")
+    marks.add("no_torch_cuda" if knowledge.cuda_of(m.likely_build) is None else "")
     return marks - {""}
 
 
@@ -232,6 +233,14 @@ def patch(release: str, present: Optional[str]) -> str:
     return next((str(e["torch"]) for e in knowledge.load()["companions"] if knowledge.minor(e["torch"]) == release), release + ".0")
 
 
+def since_cuda(sm: int) -> str:
+    """The first CUDA version that compiles for a compute capability (NVIDIA, CUDA toolkit release notes)."""
+    for least, cuda in ((100, "12.8"), (89, "11.8"), (86, "11.1"), (80, "11.0"), (75, "10.0"), (70, "9.0"), (60, "8.0")):
+        if sm >= least:
+            return cuda
+    return "7.0"
+
+
 def install(torch: Optional[str], tag: Optional[str], m: Machine, companions: bool = True) -> str:
     """The pip command for a release and build, with the companions that this machine has or is likely to want."""
     names = ["torch==" + torch] if torch else ["torch"]
@@ -276,7 +285,7 @@ def common_values(m: Machine) -> Values:
         package = m.installed(name)
         values[name] = package.version if package else None
     if gpu and gpu.sm:
-        values.update(sm=sm_text(gpu.sm), smtag="sm_{}".format(gpu.sm), arch_name=arch_name(gpu.sm))
+        values.update(sm=sm_text(gpu.sm), smtag="sm_{}".format(gpu.sm), since_cuda=since_cuda(gpu.sm), arch_name=arch_name(gpu.sm))
     if gpu and gpu.gfx:
         values["gfx"] = "gfx" + gpu.gfx
     return values

@@ -19,6 +19,8 @@ from groundup.env.knowledge import Version, version
 MAX_CHARACTERS = 60_000  # of each end, about what an issue can hold; of what is between, the lines that tell of errors
 _MAX_LINE = 2_000
 _MAX_BYTES = 4_000_000  # of the start, and a fourth of it of the end: more is not even decoded
+# A sentence that goes on in the next line, as wrapped prose does and lists do not.
+_PROSE = re.compile(r"(?<=[a-z,])\n(?=[a-z]+[.,]? [a-z]+ |[a-z]+\. )")
 _TELLING = re.compile(
     r"^[^\n]{0,400}(?:error|cannot|undefined|fatal|exception|no such|not found|failed|version)[^\n]{0,400}$", re.IGNORECASE | re.MULTILINE
 )
@@ -179,6 +181,7 @@ def clean(text: str) -> Tuple[str, bool]:
         text = "\n".join([text[:MAX_CHARACTERS], *told, text[-MAX_CHARACTERS:]])[: 3 * MAX_CHARACTERS]
     text = _ANSI.sub("", text) if "\x1b" in text else text
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "").translate(_PLAIN)
+    text = _PROSE.sub(" ", text)
     return "\n".join(line[:_MAX_LINE] for line in text.split("\n")), truncated
 
 
@@ -253,6 +256,8 @@ def _system(m: Machine) -> None:
         m.arch == "aarch64" and re.search(r"aarch64|jetson|tegra", low)
     ):
         m.arch = m.arch if m.arch == "aarch64" and m.system == "macos" and "rosetta" not in low and "x86_64" not in low else "x86_64"
+    if m.system == "macos" and re.search(r"macosx_\d+_\d+_x86_64|x86_64-i386|intel[- ]based mac|intel mac|mac[^\n]{0,30}\bintel\b", low):
+        m.arch = "x86_64"
     m.jetson = bool(re.search(r"jetson|tegra|jetpack|\bl4t\b|\borin\b|xavier(?! )|nvgpu", low))
     if m.jetson:
         m.system, m.arch = "linux", "aarch64"
@@ -319,11 +324,11 @@ def _python(m: Machine) -> None:
 
 _NAMES = (
     r"torch|pytorch|torchvision|torchaudio|torchtext|torchdata|triton|pytorch-triton(?:-rocm)?|triton-windows|numpy|xformers|flash[-_]attn|bitsandbytes|"
-    r"vllm|deepspeed|nvidia-[a-z0-9-]+|mkl|intel-openmp|pytorch-cuda|cpuonly|pytorch-mutex|cudatoolkit|cuda-version|pyg[-_]lib|torch[-_]scatter|torch[-_]sparse|"
+    r"vllm|deepspeed|nvidia-[a-z0-9-]+|mkl|intel-openmp|pytorch-cuda|pytorch-nightly|cpuonly|pytorch-mutex|cudatoolkit|cuda-version|pyg[-_]lib|torch[-_]scatter|torch[-_]sparse|"
     r"torch[-_]cluster|apex|transformers|accelerate|peft|onnxruntime(?:-gpu)?|tensorflow(?:-gpu)?|ctranslate2|faster-whisper|libtorch|nccl|cudnn|sgl[-_]kernel|torchao"
 )
 _LISTED = re.compile(
-    rf"^\s*(?:[-*]\s+)?(?:\[(pip3?|conda)\]\s*)?[`'\"]?({_NAMES})[`'\"]?(?:==|[ \t]+|[ \t]*[:=][ \t]*|-)v?({_TORCH}|\d[\w.+]*)(?:[ \t]+([\w.+<>-]+))?(?:[ \t]+([\w./:-]+))?[ \t]*$",
+    rf"^\s*(?:[-*+]\s+)?(?:\[(pip3?|conda)\]\s*)?[`'\"]?({_NAMES})[`'\"]?(?:==|[ \t]+|[ \t]*[:=][ \t]*|-)v?({_TORCH}|\d[\w.+]*)(?:[ \t]+([\w.+<>-]+))?(?:[ \t]+([\w./:-]+))?[ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 _SHOWN = re.compile(rf"^Name:\s*({_NAMES})\s*\n(?:.*\n){{0,2}}?Version:\s*(\S+)", re.IGNORECASE | re.MULTILINE)
@@ -332,7 +337,7 @@ _SHOWN = re.compile(rf"^Name:\s*({_NAMES})\s*\n(?:.*\n){{0,2}}?Version:\s*(\S+)"
 def _packages(m: Machine) -> None:
     def add(name: str, number: str, source: Optional[str], build: Optional[str]) -> None:
         name = name.lower().replace("_", "-")
-        name = {"pytorch": "torch", "flash-attn": "flash-attn"}.get(name, name)
+        name = {"pytorch": "torch", "pytorch-nightly": "torch"}.get(name, name)
         entry = Package(number.rstrip(".,"), source, build)
         entries = m.packages.setdefault(name, [])
         if all((e.version, e.source) != (entry.version, entry.source) for e in entries):
@@ -415,17 +420,15 @@ def _torch(m: Machine) -> None:
             ):
                 m.build = knowledge.tag_of(stated.group(1))
                 break
-    available = _first(
-        m,
-        "cuda_available",
-        (
-            r"is cuda available\W*?\s*[:：]\s*(true|false|yes|no)\b",
-            r"torch\.cuda\.is_available\(\)\W*(?:returns?|returned|is|gives|->|=>|=|:|为|返回)?\W*\s*(true|false)",
-            r"cuda[ _]available\W*?\s*[:：=]\s*(true|false|yes|no)\b",
-            r"pytorch version \(gpu\?\)\W*\s*\S+ \((true|false)\)",
-            r"\bgpu available\W*?\s*[:：]\s*(true|false)",
-        ),
+    patterns = (
+        r"is cuda available\W*?\s*[:：]\s*(true|false|yes|no)\b",
+        r"torch\.cuda\.is_available\(\)[\s\S]{0,25}?(?<![a-z])(true|false)(?![a-z])",
+        r"cuda[ _]available\W*?\s*[:：=]\s*(true|false|yes|no)\b",
+        r"pytorch version \(gpu\?\)\W*\s*\S+ \((true|false)\)",
+        r"\bgpu available\W*?\s*[:：]\s*(true|false)",
     )
+    of_symptom = next((found for found in (re.search(p, m.symptom, re.IGNORECASE) for p in patterns) if found), None)
+    available = of_symptom.group(1) if of_symptom else _first(m, "cuda_available", patterns)  # what is complained of counts first
     if available:
         m.cuda_available = available.lower() in ("true", "yes")
 

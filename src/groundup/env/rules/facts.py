@@ -28,7 +28,7 @@ def wrong_build(m: Machine) -> Iterator[Hit]:
         if (unable or m.build == "cpu") and not nvidia_build:
             yield Hit("jetson_generic_wheel", 0.85, evidence or m.evidence("jetson|tegra|orin"))
         return
-    if m.nvidia and m.build == "cpu" and m.arch == "aarch64" and m.system == "linux":
+    if m.nvidia and m.build == "cpu" and m.arch == "aarch64" and m.system in ("linux", None):
         yield Hit("aarch64_cpu_wheel", 0.88, evidence)
     elif m.nvidia and m.build == "cpu" and m.torch:
         if m.driver or m.driver_cuda or unable:
@@ -37,7 +37,12 @@ def wrong_build(m: Machine) -> Iterator[Hit]:
         yield Hit("torch_cpu_build_on_gpu_machine", 0.75, evidence)
     elif m.nvidia and m.torch and m.likely_build == "cpu" and unable:
         yield Hit("aarch64_cpu_wheel", 0.7, evidence)
-    elif m.nvidia and m.torch is None and unable and m.system == "windows":
+    elif (
+        m.torch is None
+        and m.cuda_available is False
+        and m.system == "windows"
+        and (m.nvidia or m.toolkit or m.driver_cuda or m.find(r"\bgpu"))
+    ):
         yield Hit("torch_cpu_build_on_gpu_machine", 0.5, evidence or m.evidence("gpu|cuda"))
     if knowledge.cuda_of(m.build) and not m.nvidia and (m.amd or any(g.vendor == "intel" for g in m.gpus)) and unable:
         yield no_gpu_hit(m, 0.75, evidence)

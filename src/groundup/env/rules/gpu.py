@@ -52,6 +52,18 @@ def driver_and_library(m: Machine) -> Iterator[Hit]:
 
 
 @sign
+def two_driver_versions(m: Machine) -> Iterator[Hit]:
+    """The kernel's module and the installed packages name different versions."""
+    loaded = re.search(r"kernel module\s+(\d{3}\.\d+(?:\.\d+)?)", m.text, re.IGNORECASE)
+    package = re.search(
+        r"(?:nvidia-(?:driver|utils|compute-utils|dkms)-\d+\S*|libnvidia-\S+)\s+(\d{3}\.\d+(?:\.\d+)?)", m.text, re.IGNORECASE
+    )
+    if loaded and package and loaded.group(1) != package.group(1):
+        values: Values = {"module_version": loaded.group(1), "library_version": package.group(1)}
+        yield Hit("driver_library_mismatch", 0.85, m.evidence(re.escape(loaded.group(1)) + "|" + re.escape(package.group(1))), values)
+
+
+@sign
 def compat_library(m: Machine) -> Iterator[Hit]:
     found = m.evidence(
         r"error 804|forward compatibility was attempted|cudaerrorcompatnotsupported|cuda_error_compat_not_supported|compat_not_supported"
@@ -92,7 +104,7 @@ def fabric(m: Machine) -> Iterator[Hit]:
 @sign
 def unknown_error(m: Machine) -> Iterator[Hit]:
     found = m.evidence(
-        r"error 999|cuda unknown error|cuda_error_unknown|cudaerrorunknown|unknown error .{0,60}(?:cuda|initiali)|cuda[^\n]{0,40}unknown error|cuinit\D{0,20}999|nvidia[_-]uvm|devices are busy or unavailable"
+        r"error 999|cuda unknown error|cuda_error_unknown|cudaerrorunknown|(?:runtime error \(|error=)30\b|unknown error .{0,60}(?:cuda|initiali)|cuda[^\n]{0,40}unknown error|cuinit\D{0,20}999|nvidia[_-]uvm|devices are busy or unavailable"
     )
     if found and m.find(
         r"error 999|cuda unknown error|cuda_error_unknown|cudaerrorunknown|cuinit\D{0,20}999|nvidia[_-]uvm[^\n]{0,40}(?:missing|no such|not found|fail)|unknown error|busy or unavailable"
@@ -174,13 +186,8 @@ def kernel_values(m: Machine, sm: int) -> Tuple[str, Values]:
     values: Values = {"kernels": ", ".join(sm_text(k) for k in sorted(carried[0])), "oldest": sm_text(min(carried[0]))}
     if knowledge.runs(carried, sm):
         return "covered", values
-    return (
-        "older"
-        if sm < max(carried[0]) and not any(k < sm for k in carried[0])
-        else "newer"
-        if sm > max(carried[0]) or (sm // 10 not in [k // 10 for k in carried[0]] and sm > min(carried[0]))
-        else "older"
-    ), values
+    # Between two generations that are there, or below the first: dropped. Blackwell's own (10.x, 11.x, 12.x) are newer, whatever is beside them.
+    return ("newer" if sm > max(carried[0]) or sm >= 100 else "older"), values
 
 
 @sign
@@ -189,7 +196,7 @@ def no_kernel(m: Machine) -> Iterator[Hit]:
     pattern = (
         r"no kernel image is available|cuda error: invalid device function|with cuda capability sm_\d+ is not compatible|of cuda capability \d+\.\d|no longer supports this gpu|cudaerrornokernelimage|"
         r"ptxas.{0,40}(?:value|gpu-name)|is not defined for option 'gpu-name'|requires \.target sm_|only supports? (?:ampere|gpus with)|compute capability (?:of )?at least|"
-        r"(?:minimum|requires?|needs?|supported).{0,40}compute capability|gpu (?:is )?too old|not supported on (?:this )?gpu|unsupported gpu|sm_\d+ .{0,30}not (?:supported|compatible)|unsupported architecture|arch conditional mma|too old gpu"
+        r"(?:minimum|requires?|needs?|supported).{0,40}compute capability|gpu (?:is )?too old|not supported on (?:this )?gpu|unsupported gpu|sm_\d+ .{0,30}not (?:supported|compatible)|unsupported architecture|arch conditional mma|too old gpu|sm_?\d+ kernel is not available|kernel is not available"
     )
     found = m.evidence(pattern)
     if not found or (m.amd and not m.nvidia):
@@ -230,8 +237,9 @@ def no_kernel(m: Machine) -> Iterator[Hit]:
         elif addon and re.search(r"only supports|at least|minimum|requires|ptxas", where.lower()):
             yield Hit("addon_gpu_arch_unsupported", 0.85, found, values)
         else:
+            old = m.find(r"\bold(?:er)?\b[^\n]{0,20}(?:gpu|card)|no longer (?:work|support)|used to work|stopped working after")
+            yield Hit("gpu_arch_dropped_by_wheel", 0.6 if old else 0.5, found)
             yield Hit("gpu_arch_newer_than_wheel", 0.55, found)
-            yield Hit("gpu_arch_dropped_by_wheel", 0.5, found)
         return
     state, more = kernel_values(m, sm)
     values.update(more)
@@ -271,7 +279,7 @@ def rocm_target(m: Machine) -> Iterator[Hit]:
     found = m.evidence(
         r"hip error|hiperror\w*|tensilelibrary|rocblas error|invalid device function|unable to find code object|amdgpu[^\n]{0,60}not supported|gfx\w+[^\n]{0,60}(?:not supported|unsupported)|miopen[^\n]{0,60}(?:fail|error)|hsa_status_error"
     )
-    if not found or not (m.amd or m.find(r"rocm|\bhip\b|gfx|rocblas")):
+    if not found or not (m.amd or m.find(r"rocm|\bhip|gfx|rocblas|amdgpu")):
         return
     gfx = next((g.gfx for g in m.amd if g.gfx), None)
     rocm = re.match(r"rocm(\d+\.\d+)", m.build or "")
@@ -286,14 +294,19 @@ def rocm_target(m: Machine) -> Iterator[Hit]:
 
 @sign
 def apple(m: Machine) -> Iterator[Hit]:
-    found = m.evidence(
-        r"not current(?:ly)? implemented for the mps|pytorch_enable_mps_fallback|doesn't support float64|mps framework doesn't support|mps:? .{0,40}not (?:yet )?(?:implemented|supported)|not supported on mps|unsupported .{0,20}mps"
+    version_said = m.find(r"mps backend is (?:not |only )?supported on macos")
+    found = (
+        []
+        if version_said
+        else m.evidence(
+            r"not current(?:ly)? implemented for the mps|pytorch_enable_mps_fallback|doesn't support float64|mps framework doesn't support|mps:? .{0,40}not (?:yet )?(?:implemented|supported)|not supported on mps|unsupported .{0,20}mps"
+        )
     )
     if found and m.find(r"implemented for the mps|float64|not (?:yet )?(?:implemented|supported)|doesn't support"):
         operator = re.search(r"(?:operator|op) ['\"`]?([\w:.]+)", m.text)
         yield Hit("mps_op_not_implemented", 0.94, found, {"operator": operator.group(1) if operator else "the operation"})
     old = m.evidence(
-        r"mps (?:backend )?is (?:only )?supported on macos|macos (?:version )?(?:is )?(?:12\.3|13(?:\.\d)?|14(?:\.\d)?)(?: or (?:newer|later|higher)|\+)|requires? macos|mps[^\n]{0,40}macos 1[234]"
+        r"mps (?:backend )?is (?:only |not )?supported on macos|macos (?:version )?(?:is )?(?:12\.3|13(?:\.\d)?|14(?:\.\d)?)(?: or (?:newer|later|higher)|\+)|requires? macos|mps[^\n]{0,40}macos 1[234]"
     )
     minimum = knowledge.mps_minimum(m.torch) if m.torch else None
     below = bool(m.macos and ((minimum and m.macos[:2] < minimum) or m.macos < (12, 3)))
@@ -354,7 +367,7 @@ def driver_absent(m: Machine) -> Iterator[Hit]:
         r"nvcuda\.dll[^\n]{0,60}(?:not|cannot|missing)|could not find module 'nvcuda|found no nvidia driver|nvidia-smi\W{0,3}:? ?(?:command )?not found|'?nvidia-smi'? is not recognized|no nvidia driver|nvidia driver[^\n]{0,30}not (?:found|installed|detected)|nvml shared library not found|没有.{0,6}驱动"
     )
     if none:
-        other = bool(m.amd) or (m.system == "macos")
+        other = bool(m.gpus) or m.system == "macos"
         if (other and not m.nvidia) or (
             not m.nvidia
             and not m.container
@@ -381,7 +394,7 @@ def no_gpu_hit(m: Machine, confidence: float, found: List[str]) -> Hit:
 @sign
 def not_compiled_with_cuda(m: Machine) -> Iterator[Hit]:
     found = m.evidence(
-        r"torch not compiled with cuda|not compiled with cuda (?:enabled|support)|pytorch (?:is )?(?:not )?(?:compiled|built) without cuda|attempting to deserialize object on a cuda device|cuda is not available|torch_use_cuda_dsa|lacks? cuda support|cpuonly|torch is not able to use gpu|cpu[- ](?:only )?(?:version|build) of (?:py)?torch|(?:\btorch|pytorch)[^\n]{0,40}\+cpu\b"
+        r"torch not compiled with cuda|not compiled with cuda (?:enabled|support)|pytorch (?:is )?(?:not )?(?:compiled|built) without cuda|attempting to deserialize object on a cuda device|cuda is not available|torch_use_cuda_dsa|lacks? cuda support|cpuonly|torch is not able to use gpu|cpu[- ](?:only )?(?:version|build) of (?:py)?torch|torch in (?:the )?cpu version|(?:\btorch|pytorch)[^\n]{0,40}\+cpu\b"
     )
     strong = m.find(r"not compiled with cuda|without cuda|lacks? cuda")
     if not found:
@@ -400,7 +413,7 @@ def not_compiled_with_cuda(m: Machine) -> Iterator[Hit]:
     ):
         if strong or m.cuda_available is False or m.find(r"deserialize|cuda is not available|not able to use gpu"):
             yield no_gpu_hit(m, 0.9, found)
-    elif m.arch == "aarch64" and m.system == "linux" and m.nvidia:
+    elif m.arch == "aarch64" and m.system in ("linux", None) and m.nvidia:
         yield Hit("aarch64_cpu_wheel", 0.93, found)
     elif strong:
         yield Hit("torch_cpu_build_on_gpu_machine", 0.92, found)

@@ -80,7 +80,7 @@ def windows_path(m: Machine) -> Iterator[Hit]:
 @sign
 def pip_nothing_found(m: Machine) -> Iterator[Hit]:
     """pip found no file to install: Python, platform, index or a version that is gone."""
-    about = r"no matching distribution found|could not find a version that satisfies|is not a supported wheel on this platform|requires a different python|requires-python|packagesnotfounderror|unsatisfiableerror|no solution found when resolving|http error 40[34]|403 client error|404 client error|403 forbidden|404 not found|not available\b.{0,40}(?:dev|nightly)|(?:dev|nightly)\S*,? (?:is )?not available|no longer (?:available|exists)|python_requires|no wheels? (?:for|with a matching)|does not (?:have|provide) (?:wheels|a wheel)|(?:can'?t|cannot|couldn'?t) (?:find|install) .{0,40}torch"
+    about = r"no matching distribution found|could not find a version that satisfies|is not a supported wheel on this platform|requires a different python|requires-python|packagesnotfounderror|unsatisfiableerror|no solution found when resolving|http error 40[34]|403 client error|404 client error|403 forbidden|404 not found|not available\b.{0,40}(?:dev|nightly)|(?:dev|nightly)\S*,? (?:is )?not available|no longer (?:available|exists)|python_requires|doesn't have a source distribution or wheel|unable to find installation candidates|only has wheels for|(?:install|get) (?:versions? )?up to|no wheels? (?:for|with a matching)|does not (?:have|provide) (?:wheels|a wheel)|(?:can'?t|cannot|couldn'?t) (?:find|install) .{0,40}torch"
     found = m.evidence(about)
     if not found:
         return
@@ -108,6 +108,13 @@ def pip_nothing_found(m: Machine) -> Iterator[Hit]:
         yield Hit("macos_x86_no_wheel", 0.92, found)
         return
     nightly = m.evidence(r"\d\.?dev20\d{6}|nightly")
+    failing = re.search(r"(?:satisfies the requirement|no matching distribution found for)\s+([A-Za-z][\w.-]*)", m.text, re.IGNORECASE)
+    ours = failing and re.match(r"torch|nvidia|triton|pytorch|xformers", failing.group(1).lower())
+    if failing and not ours and m.find(r"--index-url[^\n]*pytorch|looking in indexes: \S*pytorch\.org\S*$"):
+        name = failing.group(1)
+        values.update(other_package=name, install="python -m pip install {} --extra-index-url {}".format(name, INDEX))
+        yield Hit("index_url_wrong_or_missing", 0.94, found, values)
+        return
     if (
         nightly
         and re.search(r"\.dev20\d{6}", m.text)

@@ -109,7 +109,7 @@ def windows_dll(m: Machine) -> Iterator[Hit]:
 @sign
 def undefined_symbol(m: Machine) -> Iterator[Hit]:
     """The dynamic linker found a library without a symbol: whose library, whose symbol."""
-    pattern = r"undefined symbol|symbol not found|procedure entry point|symbol lookup error|not defined in file"
+    pattern = r"undefined symbol|symbol not found|procedure entry point|symbol lookup error|not defined in file|\b_ZNK?(?:2at|3c10|5torch|6caffe2)\d"
     found = m.evidence(pattern)
     if not found:
         return
@@ -355,7 +355,7 @@ def xformers(m: Machine) -> Iterator[Hit]:
         built = re.search(r"built for:?\s*\W*\s*PyTorch\s+(\S+)(?:[^\n]*?)\(you have ([\w.+]+)\)", m.text, re.IGNORECASE)
         if built and built.group(2).endswith("+cpu") and "+cu" in built.group(1):
             yield Hit("torch_cpu_build_on_gpu_machine", 0.93, found, dict(wished_build(m, built.group(1)), addon="xformers"))
-        yield xformers_hit(m, 0.9, found)
+        yield xformers_hit(m, 0.96 if built else 0.9, found)
 
 
 def wished_build(m: Machine, text: str) -> Values:
@@ -455,13 +455,22 @@ def torch_itself(m: Machine) -> Iterator[Hit]:
         own = re.search(r"(?:imported as torch: |consider renaming ')([^'\n]+?\.py)", m.text) or re.search(
             r"[\"' ]((?:[\w.:~-]*[\\/])*" + name + r"\.py)\b", re.sub(r"\S*(?:site|dist)-packages\S*", "", m.text)
         )
-        file = own.group(1).strip() if own else name + ".py"
-        yield Hit("torch_import_failed", 0.9, told, {"shadow": file, "shadow_new": file[:-3] + "_mine.py", "error": told[0]}, {"shadow"})
+        values: Values = {"error": told[0]}
+        if own:
+            file = own.group(1).strip()
+            values.update(shadow=file, shadow_new=file[:-3] + "_mine.py")
+        yield Hit("torch_import_failed", 0.9 if own else 0.6, told, values, {"shadow"} if own else set())
     copies = m.evidence(
         r"multiple (?:versions|copies|installations) of (?:py)?torch|two (?:versions|copies|installs|installations) of (?:py)?torch|(?:py)?torch (?:is )?installed twice|several (?:py)?torch"
     )
     if copies:
         yield Hit("multiple_torch_installs", 0.88, copies, copies_values(m))
+    home = re.search(r"(\S*\.local/lib/python\S*?/torch)/__init__", m.text)
+    named = set(re.findall(r"\b\d\.\d+\.\d+(?:a0)?", re.sub(r"python \d\S*", "", m.low)))
+    if home and m.find(r"torch\.__file__") and len(named) > 1:
+        yield Hit(
+            "multiple_torch_installs", 0.75, m.evidence(r"\.local|__version__|pip list"), {"copies": "~/.local, and another", "count": 2}
+        )
     leftover = m.evidence(r"ignoring invalid distribution [-~]orch|site-packages\S*[\\/]~orch")
     if leftover:
         yield Hit("multiple_torch_installs", 0.88, leftover, copies_values(m), {"leftover"})
@@ -524,7 +533,7 @@ def mixed_managers(m: Machine) -> Iterator[Hit]:
                     )
                     return
     if m.find(
-        r"(?:mix\w*|both|combin\w*)[^\n]{0,40}(?:conda and pip|pip and conda)|(?:torch|pytorch)[^\n]{0,60}conda[^\n]{0,80}(?:torchvision|torchaudio)[^\n]{0,40}pip|pip[^\n]{0,60}over[^\n]{0,20}conda"
+        r"(?:mix\w*|both|combin\w*)[^\n]{0,40}(?:conda and pip|pip and conda)|(?:torch|pytorch)[^\n]{0,60}conda[^\n]{0,80}(?:torchvision|torchaudio)[^\n]{0,40}pip|pip[^\n]{0,60}over[^\n]{0,20}conda|with\W{0,3}pip\W[^\n]{0,30}and one with\W{0,3}conda"
     ):
         yield Hit("conda_pip_mix", 0.75, m.evidence(r"conda"))
 
