@@ -31,6 +31,7 @@ from groundup.data.prepare import Prepared, absolute_source, prepare
 from groundup.data.streaming import default_workers
 from groundup.env import probe
 from groundup.models.base import build_model, count_parameters
+from groundup.models.weights import is_weights, load_into
 from groundup.tasks.base import Encoded, Task
 from groundup.training import loop
 from groundup.training.batches import Batches
@@ -177,6 +178,8 @@ def build(recipe: Recipe, run: RunFolder, *, resume: bool, trust_code: bool, tra
         _new_head(model, task, base)
     else:
         model = build_model(recipe.model.name, recipe.model.arguments, task.input_shape, task.num_outputs)
+        if recipe.init is not None:
+            _load_weights(model, Path(recipe.init), run)
     model.to(at)
     method = METHODS.get(recipe.method.name)
     frozen = method.target(model, **METHODS.build_arguments(method, recipe.method.arguments, "method"))
@@ -278,7 +281,7 @@ def build(recipe: Recipe, run: RunFolder, *, resume: bool, trust_code: bool, tra
 
 def _open_base(recipe: Recipe, run: RunFolder, trust_code: bool, train_base: Callable[[str], Path]) -> modelfolder.Loaded | None:
     """The model that `init` names. `recipe:NAME` is the newest finished run of a shipped recipe, trained now where there is none."""
-    if recipe.init is None:
+    if recipe.init is None or is_weights(recipe.init):
         return None
     where = run.decisions["init"]["value"]["path"] if "init" in run.decisions else recipe.init
     if where.startswith("recipe:"):
@@ -314,7 +317,13 @@ def _open_base(recipe: Recipe, run: RunFolder, trust_code: bool, train_base: Cal
             expected=recipe.model.name,
             fix="--set model={found}",
         )
-    value = {"path": str(base.path.resolve()), "sha256": base.sha256}
+    _record_init(run, base.path, base.sha256)
+    return base
+
+
+def _record_init(run: RunFolder, path: Path, sha256: str) -> None:
+    """Raises RunError where a resumed run finds another model or other weights than it began with."""
+    value = {"path": str(path.resolve()), "sha256": sha256}
     decided = run.decide("init", value, "the model to start from, with its weights' digest", "起始模型及其权重摘要")
     if decided["sha256"] != value["sha256"]:
         raise RunError(
@@ -324,7 +333,14 @@ def _open_base(recipe: Recipe, run: RunFolder, trust_code: bool, train_base: Cal
             fix="start a new run with another --out",
             fix_zh="用另一个 --out 重新开始",
         )
-    return base
+
+
+def _load_weights(model: nn.Module, path: Path, run: RunFolder) -> None:
+    """Weights from a file of another system; a head for other classes stays fresh."""
+    fresh = load_into(model, path)
+    _record_init(run, path.expanduser(), files.sha256(path.expanduser()))
+    left = say(", but for a new head", "，分类头除外") if fresh else ""
+    console.line(say("weights from {path}{left}", "权重来自 {path}{left}", path=path, left=left))
 
 
 def like_base(config: Data, base: modelfolder.Loaded | None) -> Data:

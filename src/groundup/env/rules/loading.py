@@ -50,11 +50,15 @@ def mkl(m: Machine) -> Iterator[Hit]:
 
 @sign
 def openmp(m: Machine) -> Iterator[Hit]:
-    found = m.evidence(r"omp: error #15|error #15: initializing|libi?omp5?(?:md)?\.(?:dll|dylib|so) already initialized|libiomp5md\.dll, but found")
+    found = m.evidence(
+        r"omp: error #15|error #15: initializing|libi?omp5?(?:md)?\.(?:dll|dylib|so) already initialized|libiomp5md\.dll, but found"
+    )
     if found:
         yield Hit("openmp_duplicate_runtime", 0.95, found)
     elif m.find(r"kmp_duplicate_lib_ok[^\n]{0,80}(?:unsafe|workaround|crash)|(?:unsafe|workaround|crash)[^\n]{0,80}kmp_duplicate_lib_ok"):
-        yield Hit("openmp_duplicate_runtime", 0.6, m.evidence("kmp_duplicate_lib_ok"))  # set alone it means nothing: scikit-learn sets it for everybody
+        yield Hit(
+            "openmp_duplicate_runtime", 0.6, m.evidence("kmp_duplicate_lib_ok")
+        )  # set alone it means nothing: scikit-learn sets it for everybody
 
 
 @sign
