@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
 from groundup.env import machine, rules  # noqa: F401  (importing the rules registers them)
-from groundup.env.findings import CONCLUSIONS, SIGNS, Finding, Hit, causes, render
+from groundup.env.findings import CONCLUSIONS, SIGNS, Finding, Hit, Rule, causes, render
 from groundup.env.language import pick
 from groundup.env.machine import Machine
 
@@ -62,11 +62,26 @@ if torch is not None:
 """
 
 
-def diagnose(m: Machine, language: str = "en") -> List[Finding]:
-    """The findings, the likeliest cause first; an empty list for a machine without fault."""
-    hits = [hit for rule in SIGNS for hit in rule(m)]
+def diagnose(m: Machine, language: str = "en", guarded: bool = False) -> List[Finding]:
+    """The findings, the likeliest cause first; an empty list for a machine without fault.
+
+    Args:
+        guarded: a rule that fails on some odd text is passed over, so that the others still answer.
+    """
+
+    def ask(rules: List[Rule]) -> List[Hit]:
+        hits: List[Hit] = []
+        for rule in rules:
+            try:
+                hits += rule(m)
+            except Exception:
+                if not guarded:
+                    raise
+        return hits
+
+    hits = ask(SIGNS)
     if not any(hit.confidence >= 0.5 for hit in hits):
-        hits += [hit for rule in CONCLUSIONS for hit in rule(m)]
+        hits += ask(CONCLUSIONS)
     best: Dict[str, Hit] = {}
     for hit in hits:
         if hit.cause_id not in best or hit.confidence > best[hit.cause_id].confidence:
@@ -79,10 +94,10 @@ def diagnose(m: Machine, language: str = "en") -> List[Finding]:
     return findings
 
 
-def examine(report: bytes, symptom: str = "", language: str = "en") -> Tuple[Machine, List[Finding]]:
+def examine(report: bytes, symptom: str = "", language: str = "en", guarded: bool = False) -> Tuple[Machine, List[Finding]]:
     """A pasted report of any kind -> the machine and its findings."""
     m = machine.read(machine.decode(report), symptom)
-    return m, diagnose(m, language)
+    return m, diagnose(m, language, guarded)
 
 
 def examine_here(symptom: str = "", language: str = "en", python: str = sys.executable) -> Tuple[Machine, List[Finding]]:
@@ -92,7 +107,7 @@ def examine_here(symptom: str = "", language: str = "en", python: str = sys.exec
     said = try_imports(python, TRIED)
     facts = probe.facts()
     m = machine.from_facts(facts, info.text_report(facts) + "\n" + said, symptom)
-    return m, diagnose(m, language)
+    return m, diagnose(m, language, guarded=True)
 
 
 def try_imports(python: str, names: Sequence[str], folder: Optional[Path] = None) -> str:
@@ -138,7 +153,7 @@ def run(options: argparse.Namespace) -> int:
             return _unusable(options, language, "{}: {}".format(options.report, error.strerror or error))
         if not report.strip(b"\x00\xff\xfe\xef\xbb\xbf \t\r\n") and not options.symptom.strip():
             return _unusable(options, language, _say(language, "the report is empty", "报告为空"))
-        m, findings = examine(report, options.symptom, language)
+        m, findings = examine(report, options.symptom, language, guarded=True)
     blocking = any(f.severity == "blocking" for f in findings)
     if options.json:
         seen = {

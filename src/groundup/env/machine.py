@@ -204,6 +204,9 @@ def read(report: str, symptom: str = "") -> Machine:
         m.text,
     ):
         m.variables.setdefault(name, value.strip("'\""))
+    echoed = re.search(r"echo \$\{?CUDA_VISIBLE_DEVICES\}?\s*\n+\s*(-?\d[\d,]*)\s*$", m.text, re.MULTILINE)
+    if echoed:
+        m.variables["CUDA_VISIBLE_DEVICES"] = echoed.group(1)
     return m
 
 
@@ -404,7 +407,7 @@ def _torch(m: Machine) -> None:
         m.build = "rocm" + rocm.group(1)
     elif cuda and re.match(r"\d", cuda):
         m.build = knowledge.tag_of(cuda)
-    elif cuda and re.match(r"none|could not collect|n/?a|-", cuda.lower()) and found:
+    elif cuda and re.match(r"none|could not collect|n/?a|-", cuda.lower()) and (found or "version.cuda" in m.seen.get("build", "")):
         m.build = "cpu"
     elif listed and listed.build:
         conda = re.search(r"cuda(\d+)\.?(\d)", listed.build) or re.search(r"cuda_?(\d{2})(\d)", listed.build)

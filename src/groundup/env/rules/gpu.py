@@ -32,9 +32,11 @@ def shared_memory(m: Machine) -> Iterator[Hit]:
 @sign
 def driver_and_library(m: Machine) -> Iterator[Hit]:
     found = m.evidence(
-        r"driver/library version mismatch|api mismatch|nvml_error_lib_rm_version_mismatch|nvml library version|system has unsupported display driver|error 803|kernel module .{0,30}(?:does not|doesn't) match|versions? (?:do not|don't) match.{0,40}driver"
+        r"driver/library version mismatch|api mismatch|nvml_error_lib_rm_version_mismatch|nvml library version|system has unsupported display driver|error 803|devicecount\D{0,40}803|kernel module .{0,30}(?:does not|doesn't) match|versions? (?:do not|don't) match.{0,40}driver"
     )
-    strong = m.find(r"driver/library version mismatch|api mismatch|lib_rm_version|error 803|unsupported display driver")
+    strong = m.find(
+        r"driver/library version mismatch|api mismatch|lib_rm_version|error 803|devicecount\D{0,40}803|unsupported display driver"
+    )
     if found and strong:
         loaded = re.search(
             r"kernel module (?:has|version)?\D{0,30}(?:the )?version (\d{3}\.[\d.]*\d)|kernel module[^\n\d]{0,40}(\d{3}\.[\d.]*\d)",
@@ -66,7 +68,7 @@ def two_driver_versions(m: Machine) -> Iterator[Hit]:
 @sign
 def compat_library(m: Machine) -> Iterator[Hit]:
     found = m.evidence(
-        r"error 804|forward compatibility was attempted|cudaerrorcompatnotsupported|cuda_error_compat_not_supported|compat_not_supported"
+        r"error 804|devicecount\D{0,40}804|forward compatibility was attempted|cudaerrorcompatnotsupported|cuda_error_compat_not_supported|compat_not_supported"
     )
     if not found:
         return
@@ -93,10 +95,10 @@ def stub_library(m: Machine) -> Iterator[Hit]:
 @sign
 def fabric(m: Machine) -> Iterator[Hit]:
     found = m.evidence(
-        r"error 802|system not yet initialized|fabric ?manager|cudaerrorsystemnotready|cuda_error_system_not_ready|nvlink fabric|nvswitch"
+        r"error 802|devicecount\D{0,40}802|system not yet initialized|fabric ?manager|cudaerrorsystemnotready|cuda_error_system_not_ready|nvlink fabric|nvswitch"
     )
     if m.find(
-        r"error 802|system not yet initialized|systemnotready|system_not_ready|fabric ?manager[^\n]{0,60}(?:not|fail|inactive|dead|mismatch|error)"
+        r"error 802|devicecount\D{0,40}802|system not yet initialized|systemnotready|system_not_ready|fabric ?manager[^\n]{0,60}(?:not|fail|inactive|dead|mismatch|error)"
     ):
         yield Hit("fabricmanager_not_running", 0.96, found, {}, set() if m.driver else {"no_driver"})
 
@@ -299,10 +301,10 @@ def apple(m: Machine) -> Iterator[Hit]:
         []
         if version_said
         else m.evidence(
-            r"not current(?:ly)? implemented for the mps|pytorch_enable_mps_fallback|doesn't support float64|mps framework doesn't support|mps:? .{0,40}not (?:yet )?(?:implemented|supported)|not supported on mps|unsupported .{0,20}mps"
+            r"not current(?:ly)? implemented for the mps|pytorch_enable_mps_fallback|doesn't support float64|mps framework doesn't support|mps:? .{0,40}not (?:yet )?(?:implemented|supported)|not supported on mps|mps: unsupported|unsupported .{0,20}mps"
         )
     )
-    if found and m.find(r"implemented for the mps|float64|not (?:yet )?(?:implemented|supported)|doesn't support"):
+    if found and m.find(r"implemented for the mps|float64|not (?:yet )?(?:implemented|supported)|doesn't support|mps: unsupported"):
         operator = re.search(r"(?:operator|op) ['\"`]?([\w:.]+)", m.text)
         yield Hit("mps_op_not_implemented", 0.94, found, {"operator": operator.group(1) if operator else "the operation"})
     old = m.evidence(
@@ -372,7 +374,7 @@ def driver_absent(m: Machine) -> Iterator[Hit]:
             not m.nvidia
             and not m.container
             and m.find(
-                r"no nvidia (?:gpu|card|graphics)|without (?:an? )?(?:nvidia )?gpu|(?:don't|do not|doesn't|does not) have (?:an? )?(?:nvidia )?gpu|cpu[- ]only (?:machine|server|laptop|vm|computer)|intel (?:hd|uhd|iris)|no gpu (?:in|on|at all)|integrated graphics|没有.{0,6}(?:显卡|gpu)"
+                r"no nvidia (?:gpu|card|graphics)|without (?:an? )?(?:nvidia )?gpu|(?:don't|do not|doesn't|does not) have (?:an? )?(?:nvidia )?gpu|cpu[- ]only (?:machine|server|laptop|vm|computer)|intel (?:hd|uhd|iris)|no gpu (?:in|on|at all)|\bno gpu[.,;]|integrated graphics|没有.{0,6}(?:显卡|gpu)"
             )
         ):
             yield no_gpu_hit(m, 0.9, none)
@@ -435,7 +437,7 @@ def hidden(m: Machine) -> Iterator[Hit]:
         return
     value = m.variables.get("CUDA_VISIBLE_DEVICES")
     says = m.evidence(
-        r"no cuda gpus are available|invalid device ordinal|no cuda-capable device|cudaerrornodevice|error 100\b|error 101\b|cudaerrorinvaliddevice|setting the available devices to be zero"
+        r"no cuda gpus are available|invalid device ordinal|no cuda-capable device|cudaerrornodevice|error 100\b|error 101\b|cudaerrorinvaliddevice|setting the available devices to be zero|device_count\(\)\W{0,8}0\b"
     )
     mentioned = m.evidence(r"cuda_visible_devices|os\.environ\[.cuda_visible|hip_visible_devices")
     empty = value is not None and (

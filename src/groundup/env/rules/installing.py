@@ -6,7 +6,7 @@ import re
 from typing import Iterator, List, Optional, Tuple
 
 from groundup.env import knowledge
-from groundup.env.findings import INDEX, Hit, Values, install, recommended, sign
+from groundup.env.findings import INDEX, Hit, Values, install, patch, recommended, sign
 from groundup.env.knowledge import dotted, version
 from groundup.env.machine import Machine
 
@@ -48,7 +48,7 @@ def pip_damaged(m: Machine) -> Iterator[Hit]:
         r"compressed file ended before|wheel .{0,120} is invalid|invalid wheel|bad magic number for (?:central directory|file header)|truncated (?:zip|file)"
     )
     if found and m.find(r"pip|whl|wheel|install|download|cache"):
-        yield Hit("pip_corrupt_download", 0.96 if m.find(r"hash|badzip|crc") else 0.85, found)
+        yield Hit("pip_corrupt_download", 0.96 if m.find(r"hash|badzip|crc|error -3") else 0.85, found)
 
 
 @sign
@@ -138,6 +138,11 @@ def pip_nothing_found(m: Machine) -> Iterator[Hit]:
     minimum = knowledge.glibc_minimum(wanted, local.group(1) if local else None) if wanted else None
     if m.glibc and minimum and m.glibc < minimum:
         yield Hit("glibc_too_old", 0.88, found, {"needed": "glibc " + dotted(minimum), "file": "the wheel"}, {"torch_binary"})
+    built = re.search(r"manylinux_2_(\d+)_\w+\.whl is not a supported wheel", m.low)
+    if m.glibc and built and m.glibc < (2, int(built.group(1))):
+        able = [e["torch"] for e in knowledge.releases() if version(e["glibc"]) <= m.glibc]
+        facts = {"needed": "glibc 2." + built.group(1), "file": "the wheel", "install_glibc": install(patch(able[0], None), None, m)}
+        yield Hit("glibc_too_old", 0.92, found, facts, {"torch_binary"})
     if m.libc == "musl":
         yield Hit("glibc_too_old", 0.8, found, {"needed": "glibc (this system has musl)", "file": "the wheel"})
     values.update(python_values(m, wanted))

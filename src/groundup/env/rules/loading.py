@@ -396,14 +396,16 @@ def bitsandbytes(m: Machine) -> Iterator[Hit]:
 def nvcc(m: Machine) -> Iterator[Hit]:
     found = m.evidence(
         r"detected cuda version|mismatches the version that was used to compile|cuda_home environment variable is not set|nvcc fatal|unsupported gpu architecture|"
-        r"nvcc(?:\.exe)?['\"]?:? (?:not found|no such file|command not found)|cuda_home does not exist|unsupported gnu version|unsupported microsoft visual studio|cuda bare metal|nvcc was not found"
+        r"nvcc(?:\.exe)?['\"]?:? (?:not found|no such file|command not found)|cuda_home does not exist|unsupported gnu version|unsupported microsoft visual studio|cuda bare metal|nvcc was not found|does not match the version torch was compiled with|cudamismatchexception"
     )
     if found and m.find(
-        r"mismatches the version|cuda_home|nvcc fatal|nvcc(?:\.exe)?['\"]?:? (?:not found|no such|command)|unsupported gnu|unsupported microsoft|bare metal|nvcc was not"
+        r"mismatches the version|cuda_home|nvcc fatal|nvcc(?:\.exe)?['\"]?:? (?:not found|no such|command)|unsupported gnu|unsupported microsoft|bare metal|nvcc was not|does not match the version torch was compiled|cudamismatch"
     ):
         if m.container and m.find(r"nvidia-smi[^\n]{0,60}not found") and not m.find(r"mismatches|fatal|cuda_home"):
             return
-        stated = re.search(r"detected cuda version \((\d+\.\d+)\)[\s\S]{0,160}?pytorch \((\d+\.\d+)\)", m.low)
+        stated = re.search(r"installed cuda version (\d+\.\d+) does not match[\s\S]{0,60}?compiled with (\d+\.\d+)", m.low) or re.search(
+            r"detected cuda version \((\d+\.\d+)\)[\s\S]{0,160}?pytorch \((\d+\.\d+)\)", m.low
+        )
         toolkit = stated.group(1) if stated else dotted(m.toolkit[0]) if m.toolkit else None
         needed = stated.group(2) if stated else dotted(knowledge.cuda_of(m.build) or ()) or None
         values: Values = {"toolkit": toolkit, "torch_cuda": needed}
@@ -433,7 +435,7 @@ def compiling(m: Machine) -> Iterator[Hit]:
         lcuda = {"lcuda"} if m.find(r"-lcuda|libcuda") else set()
         yield Hit("compile_toolchain_missing", 0.93, tools, {}, lcuda)
     triton = m.evidence(
-        r"cannot find a working triton|tritonmissing|no module named '?triton|triton[^\n]{0,40}(?:is )?not (?:available|installed|found|supported)|triton is not (?:available|installed)|requires? triton|matching triton is not available|triton installation|torch\.compile[^\n]{0,40}not (?:yet )?supported on windows|windows not yet supported for torch\.compile"
+        r"cannot find a working triton|cannot import name '\w+' from 'triton|tritonmissing|no module named '?triton|triton[^\n]{0,40}(?:is )?not (?:available|installed|found|supported)|triton is not (?:available|installed)|requires? triton|matching triton is not available|triton installation|torch\.compile[^\n]{0,40}not (?:yet )?supported on windows|windows not yet supported for torch\.compile"
     )
     if triton and not tools:
         quiet = bool(m.find(r"matching triton is not available, some optimizations")) and not m.find(
