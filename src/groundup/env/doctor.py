@@ -69,9 +69,9 @@ def diagnose(m: Machine, language: str = "en", guarded: bool = False) -> List[Fi
         guarded: a rule that fails on some odd text is passed over, so that the others still answer.
     """
 
-    def ask(rules: List[Rule]) -> List[Hit]:
+    def ask(asked: List[Rule]) -> List[Hit]:
         hits: List[Hit] = []
-        for rule in rules:
+        for rule in asked:
             try:
                 hits += rule(m)
             except Exception:
