@@ -492,7 +492,10 @@ def torch_itself(m: Machine) -> Iterator[Hit]:
     absent = m.evidence(r"no module named '?torch'?(?:$|[\s'\"])")
     if absent:
         build = m.find(r"flash|build isolation|pep ?517|getting requirements to build|setup\.py|metadata")
-        yield Hit("torch_not_installed", 0.4 if build else 0.45, absent)  # less than half: why it is not there may follow from the facts
+        torch, tag = recommended(m)
+        tag = tag if m.nvidia else None if m.system == "macos" else "cpu"  # a machine without a known GPU gets the small build
+        sure = 0.4 if build else 0.45  # less than half: why it is not there may follow from the facts
+        yield Hit("torch_not_installed", sure, absent, {"install": install(torch, tag, m, companions=False)})
 
 
 @sign
