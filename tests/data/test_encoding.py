@@ -85,8 +85,8 @@ def test_pictures_come_in_as_people_have_them(tmp_path):
         torch.from_numpy(channels_first.copy()),
         pixels[0] / 255,
     ):
-        assert torch.equal(made.read_picture(raw), wanted)
-    grey = made.read_picture(np.full((6, 5), 7, dtype=np.uint8))
+        assert torch.equal(made.read(raw), wanted)
+    grey = made.read(np.full((6, 5), 7, dtype=np.uint8))
     assert grey.shape == (1, 3, 6, 5) and grey.unique().tolist() == [7]
     for raw, told in (
         ("gone.png", "no file gone.png"),
@@ -95,14 +95,14 @@ def test_pictures_come_in_as_people_have_them(tmp_path):
         (np.full((6, 5), -3), "pixel values"),
     ):
         with pytest.raises(DataError, match=told):
-            made.read_picture(raw)
+            made.read(raw)
 
 
 @pytest.mark.parametrize("raw", ["1,2", "1, 2", "[1, 2]", "1，2", [1, 2], np.array([1.0, 2.0]), {"b": 2, "a": 1, "other": 9}])
 def test_rows_come_in_as_people_have_them(raw):
     made = task("vector-classification", vectors(["a", "b"]))
     expected = (np.array([1.0, 2.0]) - made.mean) / made.std
-    assert np.allclose(made.read_vector(raw)[0].numpy(), expected, atol=1e-6)
+    assert np.allclose(made.read(raw)[0].numpy(), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -117,4 +117,4 @@ def test_rows_come_in_as_people_have_them(raw):
 )
 def test_rows_that_do_not_fit(raw, told):
     with pytest.raises(DataError, match=told):
-        task("vector-classification", vectors(["a", "b"])).read_vector(raw)
+        task("vector-classification", vectors(["a", "b"])).read(raw)

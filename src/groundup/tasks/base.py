@@ -126,15 +126,36 @@ class Task(ABC):
     def metrics(self) -> MetricSet:
         """A fresh set of streamed metrics."""
 
+    # -- answering: prediction, service and export all go through these three -----------------------------------------------
     @abstractmethod
+    def read(self, raw: Any) -> Tensor:
+        """One raw input as a user has it (a path, bytes, a picture, a row of numbers) -> [1, ...], of one shape for every input.
+
+        Raises:
+            DataError: it is not such an input.
+        """
+
+    @abstractmethod
+    def model_inputs(self, read: Tensor) -> Tensor:
+        """What `read` gave, [B, ...] -> what the model takes, float32 [B, *input_shape]."""
+
+    @abstractmethod
+    def answers(self, outputs: Tensor, top: int = 5) -> list[dict[str, Any]]:
+        """The model's outputs [B, num_outputs] -> one JSON-able answer each; `top`: how many classes are listed."""
+
+    @torch.no_grad()
     def answer(self, model: nn.Module, raw: Any) -> dict[str, Any]:
-        """One raw input as a user has it (a path, a picture, a row of numbers) -> a JSON-able answer."""
+        """One raw input -> a JSON-able answer."""
+        return self.answers(model(self.model_inputs(self.read(raw).to(next(model.parameters()).device))))[0]
 
 
 class ImageInputs:
     """What image tasks share: pictures in 0..255 become normalised floats, augmented while training."""
 
     augment: Augment | None = None
+
+    def model_inputs(self, read: Tensor) -> Tensor:
+        return self.normalised(read)
 
     def fit_pixels(self, dataset: Dataset, train: NDArray[np.int64]) -> None:
         first, second = dataset.inputs.moments(train)
@@ -181,7 +202,7 @@ class ImageInputs:
         mean, std = _per_channel(tuple(self.mean), tuple(self.std), x.device)
         return (x - mean) / std
 
-    def read_picture(self, raw: Any) -> Tensor:
+    def read(self, raw: Any) -> Tensor:
         """A path, bytes, a PIL picture or an array -> uint8 [1, C, H, W] in the model's size. Raises DataError."""
         from groundup.data.dataset import REASONS_ZH, decode, from_arrays, picture_array, quiet_pillow, read_bytes
 
@@ -225,6 +246,9 @@ def _per_channel(mean: tuple[float, ...], std: tuple[float, ...], device: torch.
 class VectorInputs:
     """What vector tasks share: features minus their mean over their standard deviation."""
 
+    def model_inputs(self, read: Tensor) -> Tensor:
+        return read  # normalised where it is read, in float64
+
     def fit_vectors(self, dataset: Dataset, train: NDArray[np.int64]) -> None:
         x = dataset.inputs[train]
         self.features = list(dataset.feature_names)
@@ -263,7 +287,7 @@ class VectorInputs:
         # Normalised in float64 before it becomes float32: large offsets would lose their small differences otherwise.
         return torch.from_numpy((x - self.mean) / self.std).to(torch.float32).to(device)
 
-    def read_vector(self, raw: Any) -> Tensor:
+    def read(self, raw: Any) -> Tensor:
         """Numbers as a list, 'a,b,c' text, or a mapping by feature name -> float32 [1, features]. Raises DataError."""
         values: list[Any]
         if isinstance(raw, dict):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from groundup.core.registry import TASKS, Card
 from groundup.data.dataset import Dataset
@@ -63,8 +63,3 @@ class ImageClassification(ClassLabels, ImageInputs, Task):
 
     def batch(self, encoded: Encoded, index: Tensor, *, training: bool, rng: CounterRandom | None) -> Batch:
         return Batch(self.normalised(encoded.take(index), rng=rng if training else None), encoded.targets[index])
-
-    @torch.no_grad()
-    def answer(self, model: nn.Module, raw: Any) -> dict[str, Any]:
-        pixels = self.read_picture(raw).to(next(model.parameters()).device)
-        return self.ranked(model(self.normalised(pixels)))

@@ -140,9 +140,12 @@ class ClassLabels:
     def metrics(self) -> MetricSet:
         return ClassificationMetrics(self.labels)
 
-    def ranked(self, outputs: Tensor, top: int = 5) -> dict[str, Any]:
-        """One row of logits as an answer: the label, its probability, and the next ones."""
-        p = self.probabilities(outputs)[0]
-        best = p.argsort(descending=True, stable=True)[:top].tolist()
-        ranking = [{"label": self.labels[i], "probability": float(p[i])} for i in best]
-        return {"label": ranking[0]["label"], "probability": ranking[0]["probability"], "top": ranking}
+    def answers(self, outputs: Tensor, top: int = 5) -> list[dict[str, Any]]:
+        """Logits [B, num_outputs] -> of each row the label, its probability, and the `top` best ones."""
+        p = self.probabilities(outputs).cpu()
+        best = p.argsort(dim=1, descending=True, stable=True)[:, :top].tolist()
+        found = []
+        for row, order in zip(p.tolist(), best):
+            ranking = [{"label": self.labels[i], "probability": row[i]} for i in order]
+            found.append({**ranking[0], "top": ranking})
+        return found

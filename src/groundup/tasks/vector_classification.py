@@ -115,10 +115,8 @@ class VectorClassification(ClassLabels, VectorInputs, Task):
     def metrics(self) -> MetricSet:
         return MultiLabelMetrics(self.labels) if self.multi_label else super().metrics()
 
-    @torch.no_grad()
-    def answer(self, model: nn.Module, raw: Any) -> dict[str, Any]:
-        outputs = model(self.read_vector(raw).to(next(model.parameters()).device))
+    def answers(self, outputs: Tensor, top: int = 5) -> list[dict[str, Any]]:
         if not self.multi_label:
-            return self.ranked(outputs)
-        p = outputs[0].float().sigmoid().tolist()
-        return {"labels": [n for n, v in zip(self.labels, p) if v > 0.5], "probabilities": dict(zip(self.labels, p))}
+            return super().answers(outputs, top)
+        rows = outputs.float().sigmoid().tolist()
+        return [{"labels": [n for n, v in zip(self.labels, p) if v > 0.5], "probabilities": dict(zip(self.labels, p))} for p in rows]

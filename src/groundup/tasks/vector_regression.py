@@ -122,9 +122,7 @@ class VectorRegression(VectorInputs, Task):
     def metrics(self) -> MetricSet:
         return RegressionMetrics(self.targets, self.scale, self.offset)
 
-    @torch.no_grad()
-    def answer(self, model: nn.Module, raw: Any) -> dict[str, Any]:
-        outputs = model(self.read_vector(raw).to(next(model.parameters()).device))[0].double().cpu().numpy()
-        values = outputs * self.scale + self.offset
-        named = {n: float(v) for n, v in zip(self.targets, values)}
-        return {"value": next(iter(named.values()))} if len(named) == 1 else {"values": named}
+    def answers(self, outputs: Tensor, top: int = 5) -> list[dict[str, Any]]:
+        rows = outputs.double().cpu().numpy() * self.scale + self.offset
+        named = [{n: float(v) for n, v in zip(self.targets, row)} for row in rows]
+        return [{"value": next(iter(v.values()))} if len(v) == 1 else {"values": v} for v in named]
