@@ -344,14 +344,18 @@ def _load_weights(model: nn.Module, path: Path, run: RunFolder) -> None:
 
 
 def like_base(config: Data, base: modelfolder.Loaded | None) -> Data:
-    """Pictures are brought to the base model's size where the recipe leaves it open."""
+    """Pictures are brought to the base model's size, and in its way, where the recipe leaves it open."""
     if base is None or len(base.task.input_shape) != 3:
         return config
     channels, height, width = base.task.input_shape
+    how = base.task.state()["preprocessor"].get("resize", {})
     image = config.image.model_copy(
         update={
             "size": [height, width] if config.image.size == "auto" else config.image.size,
             "channels": channels if config.image.channels == "auto" else config.image.channels,
+            "resize": how.get("mode", "stretch"),
+            "short_side": how.get("short_side") or "auto",
+            "filter": how.get("filter", "bilinear"),
         }
     )
     return config.model_copy(update={"image": image})
@@ -370,8 +374,8 @@ def _fit(task: Task, prepared: Prepared, base: modelfolder.Loaded | None) -> Non
             expected_zh=KINDS_ZH[task.kind],
             fix="--set task=" + ("image-classification" if dataset.kind == "image" else "vector-classification"),
         )
-    if hasattr(task, "augment"):
-        task.augment = prepared.config.augment
+    if configure := getattr(task, "configure", None):
+        configure(prepared.config)
     task.fit(dataset, prepared.splits["train"])
     if base is not None:  # features were learned under the base's normalisation: new labels, old preprocessing
         task.load_state({"labels": task.state()["labels"], "preprocessor": base.task.state()["preprocessor"]})

@@ -24,7 +24,7 @@ from groundup.core.messages import say
 from groundup.core.recipe import Data, Recipe, build, load, override
 from groundup.core.registry import METHODS
 from groundup.core.run import resolve_run
-from groundup.data.dataset import IMAGE_SUFFIXES
+from groundup.data.pictures import IMAGE_SUFFIXES
 from groundup.data.prepare import prepare
 from groundup.data.streaming import default_workers
 from groundup.data.table import read_rows

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from groundup.core.errors import DataError
-from groundup.data.dataset import decode
+from groundup.data.pictures import decode
 from groundup.data.prepare import labels_of
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from groundup.core.errors import DataError
-from groundup.core.recipe import Data
+from groundup.core.recipe import Columns, Data
 from groundup.core.registry import DATASETS
 from groundup.data.hub import from_hub_splits, read_hub
 from groundup.data.prepare import absolute_source, labels_of
@@ -209,7 +209,7 @@ def hub_splits():
 
 
 def test_hub_splits_with_pictures_and_class_names(hub_splits):
-    data = from_hub_splits("owner/pets", dict(hub_splits()))
+    data = from_hub_splits("owner/pets", dict(hub_splits()), Data(source="hub:owner/pets"))
     assert data.input_shape == (3, 8, 8) and sorted(set(data.target.tolist())) == ["狗", "猫"]
     assert {k: len(v) for k, v in data.given.items()} == {"train": 6, "validation": 2, "test": 2}
     assert [r["record"] for r in data.rejected] == ["owner/pets test[1]"]  # -1 stands for 'not labelled'
@@ -217,17 +217,15 @@ def test_hub_splits_with_pictures_and_class_names(hub_splits):
 
 
 def test_hub_columns(hub_splits):
-    from groundup.core.recipe import Columns
-
-    named = from_hub_splits("o/n", dict(hub_splits()), Columns(image="photo", target="kind"))
+    named = from_hub_splits("o/n", dict(hub_splits()), Data(source="-", columns=Columns(image="photo", target="kind")))
     assert len(named) == 10
     with pytest.raises(DataError, match="has the columns kind; one of pictures") as caught:
-        from_hub_splits("o/n", {k: v.remove_columns("photo") for k, v in hub_splits().items()})
+        from_hub_splits("o/n", {k: v.remove_columns("photo") for k, v in hub_splits().items()}, Data(source="-"))
     assert "data.columns.image" in caught.value.fix
 
 
 def test_offline_says_so_at_once():
     begin = time.monotonic()
     with pytest.raises(DataError, match="the hub cannot be reached, and 'datasets' has no copy") as caught:
-        read_hub("nobody/nothing@main:default")
+        read_hub("nobody/nothing@main:default", Data(source="-"))
     assert time.monotonic() - begin < 20 and "HF_ENDPOINT" in caught.value.fix and "无法连接 hub" in caught.value.zh

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from groundup.core.errors import DataError
-from groundup.data.dataset import ArrayImages, FileImages
 from groundup.data.order import Order
+from groundup.data.pictures import ArrayImages, FileImages
 from groundup.data.streaming import StreamedImages, default_workers
 
 
@@ -19,7 +19,7 @@ def plan_of(n, batch_size=5):
 
 
 def test_streamed_equals_memory(folder, prepared):
-    memory, files = (prepared(folder, in_memory=m) for m in (True, False))
+    memory, files = (prepared(folder, in_memory=m, cached=False) for m in (True, False))
     assert isinstance(memory.dataset.inputs, ArrayImages) and isinstance(files.dataset.inputs, FileImages)
     assert memory.fingerprint == files.fingerprint
     assert torch.equal(memory.dataset.inputs.fetch(range(24)), files.dataset.inputs.fetch(range(24)))
@@ -30,7 +30,7 @@ def test_streamed_equals_memory(folder, prepared):
 
 
 def test_any_number_of_workers_gives_the_same_batches(folder, prepared):
-    data = prepared(folder, in_memory=False)
+    data = prepared(folder, in_memory=False, cached=False)
     train, memory = data.splits["train"], prepared(folder, in_memory=True).dataset.inputs
     plan = plan_of(len(train))
     wanted = [memory.select(train).fetch(plan(step)) for step in range(3, 9)]
@@ -48,7 +48,7 @@ def test_any_number_of_workers_gives_the_same_batches(folder, prepared):
 
 @pytest.mark.skipif(os.name == "nt", reason="kill -9 is POSIX")
 def test_a_killed_worker_is_replaced(folder, prepared):
-    images = prepared(folder, in_memory=False).dataset.inputs
+    images = prepared(folder, in_memory=False, cached=False).dataset.inputs
     told: list[str] = []
     streamed = StreamedImages(images, 2, told.append)
     plan = plan_of(24)
@@ -64,9 +64,9 @@ def test_a_killed_worker_is_replaced(folder, prepared):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_picture_that_vanishes_is_named(folder, prepared, workers):
-    images = prepared(folder, in_memory=False).dataset.inputs
-    images.paths[3].write_bytes(b"overwritten")
-    images.paths[4].unlink()
+    images = prepared(folder, in_memory=False, cached=False).dataset.inputs
+    (images.tree.root / images.names[3]).write_bytes(b"overwritten")
+    (images.tree.root / images.names[4]).unlink()
     told: list[str] = []
     streamed = StreamedImages(images, workers, told.append)
     streamed.follow(lambda step: np.array([2 * step, 2 * step + 1]), 0)

@@ -59,9 +59,11 @@ class Named(BaseModel):
 
 
 class Mixed(Section):
+    """One source of a mixture; weight 'all' takes every record of it."""
+
     model_config = ConfigDict(coerce_numbers_to_str=True)  # a folder may be called 2024
     source: str
-    weight: Annotated[Float, Field(gt=0)] = 1.0
+    weight: Annotated[Float, Field(gt=0)] | Literal["all"] = 1.0
 
 
 class Split(Section):
@@ -85,7 +87,7 @@ class Split(Section):
 
 
 class Columns(Section):
-    """Role -> column of a table, where it is not recognised."""
+    """Role -> column of a table, where it is not recognised. `separator` divides a text of several labels, as in 'cat;dog'."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
     target: str | list[str] | None = None
@@ -94,13 +96,17 @@ class Columns(Section):
     image: str | None = None
     group: str | None = None
     split: str | None = None
+    separator: str | None = None
 
 
 class Augment(Section):
     """Random changes of training pictures, whole batches at once.
 
     shift: pixels; rotate: degrees; flip: probability of left-right mirroring; crop: pixels of padding from which a window of the
-    old size is cut; erase: probability of blanking a rectangle.
+    old size is cut; erase: probability of blanking a rectangle; resized_crop: least share of the area of a window that is enlarged to the
+    whole; color: strength of random brightness, contrast and saturation; randaugment: number of operations drawn for each picture, of strength
+    `magnitude`; jpeg: least quality of a JPEG compression that is imitated; mixup, cutmix: the alpha of their mixing of two pictures (with
+    both given, each batch pair draws one of them).
     """
 
     shift: Annotated[Int, Field(ge=0)] = 0
@@ -108,26 +114,55 @@ class Augment(Section):
     flip: Annotated[Float, Field(ge=0, le=1)] = 0.0
     crop: Annotated[Int, Field(ge=0)] = 0
     erase: Annotated[Float, Field(ge=0, le=1)] = 0.0
+    resized_crop: Annotated[Float, Field(gt=0, le=1)] | None = None
+    color: Annotated[Float, Field(ge=0, le=1)] = 0.0
+    randaugment: Annotated[Int, Field(ge=0, le=8)] = 0
+    magnitude: Annotated[Float, Field(ge=0, le=1)] = 0.5
+    jpeg: Annotated[Int, Field(ge=1, le=100)] | None = None
+    mixup: Annotated[Float, Field(ge=0)] = 0.0
+    cutmix: Annotated[Float, Field(ge=0)] = 0.0
+
+
+class Views(Section):
+    """Test-time augmentation: the outputs of several views of a picture are averaged. flip: also mirrored; shift: also moved by so many
+    pixels each way."""
+
+    flip: bool = False
+    shift: Annotated[Int, Field(ge=0)] = 0
 
 
 class Picture(Section):
-    """Size and channels that every picture is brought to; `auto` follows the data."""
+    """What every picture is brought to; `auto` follows the data (when tuning: the base model).
+
+    resize: 'stretch' both sides to the size, or 'crop' the centre after the shorter side was brought to `short_side` (auto: the size's shorter
+    one). mean, std: of each channel on the scale 0..1; 'imagenet' stands for the values that most published weights were trained with.
+    """
 
     size: Positive | list[Positive] | Auto = "auto"
     channels: Literal[1, 3] | Auto = "auto"
+    resize: Literal["stretch", "crop"] = "stretch"
+    short_side: Positive | Auto = "auto"
+    filter: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    mean: list[Float] | Literal["auto", "imagenet"] = "auto"
+    std: list[Annotated[Float, Field(gt=0)]] | Literal["auto", "imagenet"] = "auto"
 
 
 class Data(Section):
+    """`balance`: how far the classes are drawn alike in training, from 0 (as often as they are) to 1 (equally often). `in_memory`, `cached`:
+    where decoded pictures are kept, in memory or as raw pixels on the disk; else they are decoded each time, by `workers` processes."""
+
     model_config = ConfigDict(coerce_numbers_to_str=True)
     source: str | list[Mixed]
     split: Split = Split()
     columns: Columns = Columns()
     classes: list[str] | None = None
     train_samples: Positive | None = None
+    balance: Annotated[Float, Field(ge=0, le=1)] = 0.0
     image: Picture = Picture()
     augment: Augment | None = None
     on_bad_record: Literal["stop", "skip"] | Auto = "auto"
     in_memory: bool | Auto = "auto"
+    cached: bool | Auto = "auto"
     workers: Annotated[Int, Field(ge=0)] | Auto = "auto"
 
     @field_validator("classes", mode="before")
@@ -137,7 +172,8 @@ class Data(Section):
 
 
 class Optim(Section):
-    """The optimizer. `groups` multiplies the learning rate of layer groups or of parameter name patterns: {features: 0.1}."""
+    """The optimizer. `groups` multiplies the learning rate of layer groups or of parameter name patterns: {features: 0.1}; `layer_decay`
+    multiplies it once more for each layer group that lies between a layer and the head (Howard and Ruder, arXiv 1801.06146, 3.2)."""
 
     name: Literal["sgd", "adam", "adamw", "rmsprop", "muon"] = "adamw"
     lr: Annotated[Float, Field(gt=0)] = 1e-3
@@ -147,6 +183,7 @@ class Optim(Section):
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     eps: Annotated[Float, Field(gt=0)] = 1e-8
     groups: dict[str, Annotated[Float, Field(ge=0)]] = {}
+    layer_decay: Annotated[Float, Field(gt=0, le=1)] | None = None
 
 
 class Schedule(Section):
@@ -217,8 +254,11 @@ class Train(Section):
 
 
 class Evaluate(Section):
+    """`views`: test-time augmentation of the final evaluation, kept with the model for its answers."""
+
     every: Literal["epoch"] | Positive = "epoch"
     metric: str = "auto"
+    views: Views | None = None
 
 
 class Watch(Section):
@@ -260,7 +300,7 @@ class Recipe(Section):
 
 
 # What may differ when a run is resumed; epochs and steps only with --extend.
-RESUMABLE = ("watch.", "card.", "data.workers", "data.in_memory", "train.save_every")
+RESUMABLE = ("watch.", "card.", "data.workers", "data.in_memory", "data.cached", "train.save_every")
 EXTENDABLE = ("train.epochs", "train.steps")
 
 # Names that people bring from other systems -> ours.

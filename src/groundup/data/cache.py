@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import math
 import os
 import sys
+import threading
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +18,7 @@ from numpy.typing import NDArray
 
 from groundup.core import files
 
-VERSION = 1  # part of every key: raise it when the meaning of cached bytes changes
+VERSION = 2  # part of every key: raise it when the meaning of cached bytes changes
 
 
 def cache_folder() -> Path:
@@ -54,6 +57,69 @@ def store(key: str, arrays: dict[str, NDArray[Any]]) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def pixel_file(key: str) -> Path:
+    """Where the raw pixels of a set of pictures are kept: a .npy file, uint8 [N, C, H, W]."""
+    return cache_folder() / f"v{VERSION}" / f"{key}.pixels.npy"
+
+
+class PixelWriter:
+    """Writes raw pixels, picture by picture in any order, from any thread; the file is there when `finish` was called and not before.
+
+    A disk that fills up ends the writing, not the work: `finish` then gives None.
+    """
+
+    def __init__(self, key: str, shape: tuple[int, ...]) -> None:
+        self._path = pixel_file(key)
+        self._temporary = files.temporary_sibling(self._path)
+        self._size = math.prod(shape[1:])
+        self._file: io.FileIO | None = None
+        self._lock = threading.Lock()
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = io.FileIO(self._temporary, "wb")
+            np.lib.format.write_array_header_1_0(self._file, {"descr": "|u1", "fortran_order": False, "shape": shape})  # type: ignore[arg-type]
+            self._start = self._file.tell()
+            # The whole length is taken now: a mapped file that cannot grow would end the process with SIGBUS.
+            self._file.truncate(self._start + math.prod(shape))
+
+    def put(self, i: int, pixels: NDArray[np.uint8]) -> None:
+        with self._lock:
+            if self._file is None:
+                return
+            try:
+                self._file.seek(self._start + i * self._size)
+                if self._file.write(pixels.tobytes()) != self._size:
+                    raise OSError("the disk is full")
+            except OSError:
+                self._give_up()
+
+    def finish(self) -> Path | None:
+        if self._file is None:
+            return None
+        try:
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._temporary, self._path)
+        except OSError:
+            self._give_up()
+            return None
+        self._file = None
+        return self._path
+
+    def close(self) -> None:
+        """Leaves nothing half-written behind."""
+        with self._lock:
+            if self._file is not None:
+                self._give_up()
+
+    def _give_up(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+        with contextlib.suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
 
 
 def bundled(name: str, read: Callable[[Any], dict[str, Any]]) -> dict[str, NDArray[Any]]:

@@ -6,25 +6,18 @@ it (text, whole numbers or reals, one column or several): the task decides what 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import math
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from groundup.core.errors import DataError
-
-REASONS_ZH = {"the file is empty": "文件为空", "not a picture": "不是图片", "No such file or directory": "文件不存在"}
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+from groundup.data.pictures import ArrayImages
 
 
 @dataclass
@@ -39,6 +32,7 @@ class Dataset:
         describe: position -> the record's name for a person ('cats/12.png', 'wine.csv line 7').
         given: the data's own splits, name -> positions.
         files: file -> sha256 of what was read.
+        meta: further columns, name -> [N]: evaluation can be sliced by them.
     """
 
     name: str
@@ -54,6 +48,7 @@ class Dataset:
     files: dict[str, str] = field(default_factory=dict)
     rejected: list[dict[str, Any]] = field(default_factory=list)
     notes: list[tuple[str, str]] = field(default_factory=list)
+    meta: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.target)
@@ -92,79 +87,8 @@ class Dataset:
             self.files,
             self.rejected,
             self.notes,
+            {name: column[keep] for name, column in self.meta.items()},
         )
-
-
-class ArrayImages:
-    """Pictures in memory: uint8 [N, C, H, W]."""
-
-    streamed = False
-
-    def __init__(self, array: NDArray[np.uint8]) -> None:
-        self.array = array
-        self.shape = array.shape
-
-    def fetch(self, index: Sequence[int] | NDArray[np.int64]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(self.array[np.asarray(index)]))
-
-    def select(self, keep: NDArray[np.int64]) -> ArrayImages:
-        return ArrayImages(self.array[keep])
-
-    def moments(self, index: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and mean square per channel of the pictures at `index`, on the 0..255 scale."""
-        first = second = np.zeros(self.shape[1])
-        for start in range(0, len(index), 4096):  # in pieces: a float copy of everything would be eight times the data
-            part = self.array[index[start : start + 4096]].astype(np.float64)
-            first = first + part.sum(axis=(0, 2, 3))
-            second = second + np.square(part).sum(axis=(0, 2, 3))
-        count = len(index) * self.shape[2] * self.shape[3]
-        return first / count, second / count
-
-
-class FileImages:
-    """Pictures decoded from their files when asked for; `sums` holds each picture's channel sums and square sums [N, 2, C]."""
-
-    streamed = True
-
-    def __init__(self, paths: list[Path], channels: int, size: tuple[int, int], sums: NDArray[np.float64]) -> None:
-        self.paths, self.channels, self.size, self.sums = paths, channels, size, sums
-        self.shape = (len(paths), channels, *size)
-
-    def fetch(self, index: Sequence[int] | NDArray[np.int64]) -> torch.Tensor:
-        with quiet_pillow():
-            return torch.from_numpy(np.stack([self._decoded(int(i)) for i in index]))
-
-    def _decoded(self, i: int) -> NDArray[np.uint8]:
-        try:
-            return decode(self.paths[i].read_bytes(), self.channels, self.size)
-        except (OSError, ValueError) as error:
-            raise DataError(
-                "{path} could be read when the run began and cannot be now: {error}",
-                "{path} 在开始时可以读取，现在无法读取：{error}",
-                path=self.paths[i],
-                error=error,
-                fix="put the file back and continue with --resume",
-                fix_zh="恢复该文件，然后用 --resume 继续",
-            ) from error
-
-    def select(self, keep: NDArray[np.int64]) -> FileImages:
-        return FileImages([self.paths[i] for i in keep], self.channels, self.size, self.sums[keep])
-
-    def moments(self, index: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        count = len(index) * self.size[0] * self.size[1]
-        first, second = self.sums[index].sum(axis=0) / count
-        return first, second
-
-    def load(self) -> ArrayImages:
-        """Everything decoded into memory, by threads (Pillow releases the interpreter lock while it decodes)."""
-        array = np.empty(self.shape, dtype=np.uint8)
-
-        def one(i: int) -> None:
-            array[i] = self._decoded(i)
-
-        with quiet_pillow(), ThreadPoolExecutor() as pool:
-            list(pool.map(one, range(len(self.paths))))
-        return ArrayImages(array)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -175,58 +99,6 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(
             "{path} cannot be read: {cause}", "无法读取 {path}：{cause}", path=path, cause=error.strerror or str(error)
         ) from error
-
-
-@contextlib.contextmanager
-def quiet_pillow() -> Iterator[None]:
-    """Without Pillow's remarks on odd metadata and large pictures. Around a thread pool, not in its threads: the filters are global."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
-        yield
-
-
-def decode(data: bytes, channels: int | None = None, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """One picture as uint8 [C, H, W]; converted to `channels` (1 grey, 3 RGB) and resized to `size` (height, width) where given.
-
-    Raises:
-        ValueError: the bytes are not a whole picture (with Pillow's reason).
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    if not data:
-        raise ValueError("the file is empty")
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            opened.load()
-            return picture_array(ImageOps.exif_transpose(opened), channels, size)
-    except UnidentifiedImageError as error:
-        raise ValueError("not a picture") from error
-    except Exception as error:  # Pillow raises many kinds for damaged bytes, a decompression bomb among them
-        reason = str(error).replace(repr(io.BytesIO), "").split(" <_io.BytesIO")[0]
-        raise ValueError(reason or type(error).__name__) from error
-
-
-def picture_array(picture: Any, channels: int | None = None, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """A PIL picture as uint8 [C, H, W]. Transparency is laid on white; 16-bit grey and real-valued pixels are brought to 8 bits."""
-    from PIL import Image
-
-    if picture.mode.startswith("I") or picture.mode == "F":
-        raw = np.asarray(picture, dtype=np.float64)
-        # 'I;16' says its depth; for 'I' and 'F' the values have to.
-        highest = 65535.0 if picture.mode.startswith("I;16") else raw.max(initial=0)
-        top = 65535.0 if highest > 255 else 255.0 if highest > 1 or picture.mode == "I" else 1.0
-        picture = Image.fromarray((raw.clip(0, top) / top * 255).round().astype(np.uint8))
-    elif "A" in picture.getbands() or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        background = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(background, picture).convert("RGB")
-    grey = picture.mode in ("1", "L")
-    wanted = channels or (1 if grey else 3)
-    picture = picture.convert("L" if wanted == 1 else "RGB")
-    if size is not None and picture.size != (size[1], size[0]):
-        picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)  # Pillow antialiases when it shrinks
-    array = np.asarray(picture)
-    return array[None] if wanted == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
 def digests_of(array: NDArray[Any]) -> list[bytes]:

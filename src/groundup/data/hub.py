@@ -6,14 +6,17 @@ from __future__ import annotations
 import os
 import socket
 import urllib.parse
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from groundup.core.errors import DataError
-from groundup.data.dataset import Dataset, from_arrays, picture_array, quiet_pillow
+from groundup.core.recipe import Data
+from groundup.data.dataset import Dataset
+from groundup.data.image_folder import Listing, read_pictures
 from groundup.data.table import SPLIT_NAMES
+from groundup.data.tree import Tree
+
+SIMPLE = ("string", "bool", "int8", "int16", "int32", "int64", "float32", "float64")  # columns that evaluation can be sliced by
 
 
 def _reachable() -> bool:
@@ -27,13 +30,13 @@ def _reachable() -> bool:
         return False
 
 
-def read_hub(spec: str, columns: Any = None) -> Dataset:
+def read_hub(spec: str, config: Data) -> Dataset:
     """`owner/name[@revision][:config]` as a data set; its own splits become the given ones.
 
     Raises:
         DataError: offline and not in the cache of `datasets`, unknown name, or no column that can be read.
     """
-    rest, _, config = spec.partition(":")
+    rest, _, subset = spec.partition(":")
     name, _, revision = rest.partition("@")
     import datasets
 
@@ -41,7 +44,7 @@ def read_hub(spec: str, columns: Any = None) -> Dataset:
     if not online:
         datasets.config.HF_HUB_OFFLINE = True  # read what `datasets` has in its cache without asking the network
     try:
-        loaded = datasets.load_dataset(name, config or None, revision=revision or None)
+        loaded = datasets.load_dataset(name, subset or None, revision=revision or None)
     except Exception as error:  # `datasets` raises many kinds, network errors among them
         why = (
             ("the hub cannot be reached, and 'datasets' has no copy", "无法连接 hub，本地缓存也没有")
@@ -57,16 +60,16 @@ def read_hub(spec: str, columns: Any = None) -> Dataset:
             fix="check the network (HF_ENDPOINT names a mirror), or give a local path",
             fix_zh="检查网络（HF_ENDPOINT 可指定镜像），或给出本地路径",
         ) from error
-    return from_hub_splits(name, dict(loaded), columns)
+    return from_hub_splits(name, dict(loaded), config)
 
 
-def from_hub_splits(name: str, splits: dict[str, Any], columns: Any = None) -> Dataset:
+def from_hub_splits(name: str, splits: dict[str, Any], config: Data) -> Dataset:
     """The splits of a `datasets.DatasetDict` as one data set."""
     import datasets
 
     features = next(iter(splits.values())).features
-    image = getattr(columns, "image", None) or next((c for c, f in features.items() if isinstance(f, datasets.Image)), None)
-    wanted = getattr(columns, "target", None)
+    image = config.columns.image or next((c for c, f in features.items() if isinstance(f, datasets.Image)), None)
+    wanted = config.columns.target if isinstance(config.columns.target, str) else None
     target = wanted or next((c for c, f in features.items() if isinstance(f, datasets.ClassLabel)), None)
     target = target or next((c for c in ("label", "labels", "target", "class", "y", "fine_label") if c in features), None)
     if image is None or target is None or image not in features or target not in features:
@@ -77,51 +80,49 @@ def from_hub_splits(name: str, splits: dict[str, Any], columns: Any = None) -> D
             columns=", ".join(features),
             fix="--set data.columns.image=NAME --set data.columns.target=NAME",
         )
-    pictures: list[NDArray[np.uint8]] = []
-    labels, given = [], {}
-    rejected: list[dict[str, Any]] = []
-    places: list[str] = []
     names = getattr(features[target], "names", None)
+    tree = Rows(name, {split: rows.cast_column(image, datasets.Image(decode=False)) for split, rows in splits.items()}, image)
+    listing = Listing(meta={c: [] for c, f in features.items() if c not in (image, target) and getattr(f, "dtype", "") in SIMPLE})
     for split, rows in splits.items():
-        start = len(pictures)
-        for i in range(len(rows)):
-            try:
-                row = rows[i]
-                label = row[target]
-                if row[image] is None or label is None or (names and not 0 <= label < len(names)):  # -1 stands for 'not labelled'
-                    raise ValueError("no picture" if row[image] is None else "no label")
-                with quiet_pillow():
-                    picture = picture_array(row[image])
-            except (ValueError, OSError) as error:
-                rejected.append({"record": f"{name} {split}[{i}]", "reason": str(error), "reason_zh": f"无法使用：{error}"})
+        columns_only = rows.select_columns([target, *listing.meta])
+        for i, row in enumerate(columns_only):
+            label = row[target]
+            if label is None or (names and not isinstance(label, list) and not 0 <= label < len(names)):  # -1 stands for 'not labelled'
+                listing.rejected.append({"record": f"{name} {split}[{i}]", "reason": "no label", "reason_zh": "没有标签"})
                 continue
-            pictures.append(picture)
-            labels.append(names[label] if names else label)
-            places.append(f"{name} {split}[{i}]")
-        given[SPLIT_NAMES.get(split, split)] = np.arange(start, len(pictures))
-    if not pictures:
-        raise DataError(
-            "hub:{name}: none of its {n} records has a picture and a label; the first: {why}",
-            "hub:{name}：{n} 条记录中没有一条同时有图片和标签；第一条：{why}",
-            name=name,
-            n=len(rejected),
-            why=rejected[0]["reason"] if rejected else "no records",
-        )
-    notes: list[tuple[str, str]] = []
-    shapes = {p.shape for p in pictures}
-    if len(shapes) > 1:
-        from PIL import Image
+            named = (lambda v: names[v]) if names else str
+            listing.names.append(f"{split}/{i}")
+            listing.labels.append([named(v) for v in label] if isinstance(label, list) else named(label))
+            listing.splits.append(SPLIT_NAMES.get(split, split))
+            for column in listing.meta:
+                listing.meta[column].append(row[column])
+    return read_pictures(f"hub:{name}", tree, listing, config, f"hub:{name}")
 
-        channels = max(s[0] for s in shapes)
-        size = tuple(int(np.median([p.shape[a] for p in pictures])) for a in (1, 2))
-        notes.append(
-            (
-                f"pictures have {len(shapes)} sizes or modes; all are brought to {channels} channels of {size[1]}x{size[0]}",
-                f"图片有 {len(shapes)} 种尺寸或模式；全部转为 {channels} 个通道、{size[1]}x{size[0]}",
-            )
-        )
-        pictures = [picture_array(Image.fromarray(p[0] if p.shape[0] == 1 else p.transpose(1, 2, 0)), channels, size) for p in pictures]  # type: ignore[arg-type]
-    dataset = from_arrays(f"hub:{name}", np.stack(pictures), np.asarray(labels), given=given, describe=lambda i: places[i])
-    dataset.rejected += rejected
-    dataset.notes += notes
-    return dataset
+
+class Rows(Tree):
+    """The pictures of hub splits as files called 'train/0': read from `datasets`' memory-mapped tables when asked for."""
+
+    def __init__(self, name: str, splits: dict[str, Any], column: str) -> None:
+        self.name, self._splits, self._column = name, splits, column
+
+    @property
+    def names(self) -> list[str]:
+        return [f"{split}/{i}" for split, rows in self._splits.items() for i in range(len(rows))]
+
+    def read(self, name: str) -> bytes:
+        split, _, i = name.rpartition("/")
+        picture = self._splits[split][int(i)][self._column]
+        if not picture or (not picture.get("bytes") and not picture.get("path")):
+            raise ValueError("no picture")
+        return picture["bytes"] or Path(picture["path"]).read_bytes()
+
+    def has(self, name: str) -> bool:
+        split, _, i = name.rpartition("/")
+        return split in self._splits and int(i) < len(self._splits[split])
+
+    def where(self, name: str) -> str:
+        return f"hub:{self.shown(name)}"
+
+    def shown(self, name: str) -> str:
+        split, _, i = name.rpartition("/")
+        return f"{self.name} {split}[{i}]"

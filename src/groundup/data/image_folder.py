@@ -1,190 +1,260 @@
-"""Folders of pictures: `folder/<label>/*.png|jpg`, `folder/<split>/<label>/*`, or a folder with a CSV of file names and labels."""
+"""Pictures with labels: `folder/<label>/*.jpg`, `folder/<split>/<label>/*`, or a CSV or JSON lines of file names and labels; the same in a zip
+or tar archive."""
 
 from __future__ import annotations
 
 import hashlib
-import os
+import io
+import shutil
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from groundup.core import console
 from groundup.core.device import available_memory
 from groundup.core.errors import DataError, did_you_mean
+from groundup.core.messages import say
 from groundup.core.recipe import Data
 from groundup.data import cache
-from groundup.data.dataset import IMAGE_SUFFIXES, REASONS_ZH, ArrayImages, Dataset, FileImages, decode, quiet_pillow
-from groundup.data.table import SPLIT_NAMES, read_rows, split_column
+from groundup.data.dataset import Dataset
+from groundup.data.pictures import IMAGE_SUFFIXES, REASONS_ZH, ArrayImages, FileImages, Resize, decode, quiet_pillow
+from groundup.data.table import SPLIT_NAMES, json_rows, rows_of, split_column, text_of
+from groundup.data.tree import Archive, Folder, Tree, is_archive
 
-FILE_COLUMNS = ("file", "filename", "file_name", "path", "image", "img")
+FILE_COLUMNS = ("file", "filename", "file_name", "path", "image", "img", "image_path", "filepath")
 LABEL_COLUMNS = ("label", "labels", "class", "target", "category", "y")
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+@dataclass
+class Listing:
+    """What is to be read: file names in a tree, and of each its label (a list where a picture has several), split ('' for none), group and
+    further columns."""
+
+    names: list[str] = field(default_factory=list)
+    labels: list[Any] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+    meta: dict[str, list[Any]] = field(default_factory=dict)
+    target_names: list[str] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
 
 
-def _files_below(folder: Path) -> list[Path]:
-    """Every file below a folder, sorted; hidden files and folders (.ipynb_checkpoints holds copies) are left out."""
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        found += [Path(parent) / n for n in sorted(names) if not n.startswith(".")]
-    return sorted(found)
+def is_picture(name: str) -> bool:
+    return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES
 
 
-def _folders_in(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+def read_image_folder(source: Path, config: Data) -> Dataset:
+    """A folder or archive of pictures, or a table that names them. Undecodable pictures are rejected by name and counted.
+
+    Raises:
+        DataError: no picture at all, or every one of them is damaged.
+    """
+    table: str | None = None
+    if source.is_dir():
+        tree: Tree = Folder(source)
+    elif is_archive(source):
+        tree = Archive(source)
+    else:
+        tree, table = Folder(source.parent), source.name
+    listing = _listing(source, tree, table, config)
+    return read_pictures(source.name, tree, listing, config, source)
 
 
-def _pictures_in(folder: Path) -> int:
-    return sum(_is_picture(p) and p.is_file() for p in folder.iterdir())
+def _listing(source: Path, tree: Tree, table: str | None, config: Data) -> Listing:
+    if table is not None:
+        return list_from_table(tree, table, config)
+    listing, other = list_labelled(tree)
+    if (table := _label_table(tree, config.columns, needed=not listing.names)) is not None:
+        by_folders = bool(listing.names)
+        listing = list_from_table(tree, table, config)
+        if by_folders:
+            listing.notes.append((f"labels are taken from {table}, not from the folders' names", f"标签取自 {table}，而不是文件夹名"))
+        return listing
+    pictures = [n for n in tree.names if is_picture(n)]
+    loose = sum("/" not in n for n in pictures)
+    if not listing.names and loose:
+        raise DataError(
+            "{source} holds {n} pictures and no labels",
+            "{source} 里有 {n} 张图片，但没有标签",
+            source=source,
+            n=loose,
+            fix="put them into one folder per label (FOLDER/<label>/*.png), or add labels.csv with the columns file,label",
+            fix_zh="按标签分文件夹存放（目录/<标签>/*.png），或加一个含 file,label 两列的 labels.csv",
+        )
+    if unlabelled := len(pictures) - len(listing.names):
+        listing.notes.append(
+            (f"{unlabelled} pictures lie in no label's folder and were passed over", f"有 {unlabelled} 张图片不在任何标签文件夹里，已跳过")
+        )
+    if other:
+        listing.notes.append((f"{other} files are not pictures and were passed over", f"有 {other} 个文件不是图片，已跳过"))
+    return listing
 
 
-def list_labelled(folder: Path) -> tuple[list[Path], list[str], list[str], int]:
-    """Files, labels and splits ('' where the folder has none) below a folder, sorted by path; and how many other files were passed over.
+def list_labelled(tree: Tree) -> tuple[Listing, int]:
+    """Pictures labelled by their folders; and how many other files lie in those folders.
 
     Raises:
         DataError: folders of splits stand beside folders that are none.
     """
-    below = {p: _files_below(p) for p in _folders_in(folder)}
-    top = [p for p in below if any(_is_picture(f) for f in below[p])]
-    if len(top) == 1 and not _pictures_in(folder) and not _pictures_in(top[0]) and top[0].name.lower() not in SPLIT_NAMES:
-        return list_labelled(top[0])  # archives often unpack to a folder in a folder
-    splits = {p: SPLIT_NAMES[p.name.lower()] for p in top if p.name.lower() in SPLIT_NAMES and _folders_in(p)}
+    parts, prefix = [n.split("/") for n in tree.names], ""
+    while True:  # archives often unpack to a folder in a folder
+        top = sorted({p[0] for p in parts if len(p) > 1 and is_picture(p[-1])})
+        loose = any(len(p) == 1 and is_picture(p[0]) for p in parts)
+        inside = [p[1:] for p in parts if len(p) > 1 and p[0] == top[0]] if len(top) == 1 else []
+        if len(top) != 1 or loose or top[0].lower() in SPLIT_NAMES or any(len(p) == 1 and is_picture(p[0]) for p in inside):
+            break
+        parts, prefix = inside, f"{prefix}{top[0]}/"
+    folders = {p: {q[1] for q in parts if len(q) > 2 and q[0] == p} for p in top}
+    splits = {p: SPLIT_NAMES[p.lower()] for p in top if p.lower() in SPLIT_NAMES and folders[p]}
     if splits:  # beside train/<label>/ a test/ without labels is common: its pictures cannot be used
-        top = [p for p in top if p in splits or p.name.lower() not in SPLIT_NAMES]
+        top = [p for p in top if p in splits or p.lower() not in SPLIT_NAMES]
     if len(splits) > 1 and len(splits) < len(top):
         raise DataError(
             "{folder} holds the splits {splits} and beside them {others}; is that a split or a label?",
             "{folder} 里有划分 {splits}，旁边还有 {others}；它是划分还是标签？",
-            folder=folder,
-            splits=", ".join(p.name for p in splits),
-            others=", ".join(p.name for p in top if p not in splits),
+            folder=tree.name,
+            splits=", ".join(splits),
+            others=", ".join(p for p in top if p not in splits),
             fix="move it out of the folder, or name it validation or test",
             fix_zh="把它移出该文件夹，或改名为 validation 或 test",
         )
-    labelled = [(q, splits[p]) for p in top for q in _folders_in(p)] if splits and len(splits) == len(top) else [(p, "") for p in top]
-    paths, labels, given, other = [], [], [], 0
-    for label_folder, split in labelled:
-        for file in _files_below(label_folder):
-            if _is_picture(file):
-                paths.append(file)
-                labels.append(label_folder.name)
-                given.append(split)
-            else:
-                other += 1
-    return paths, labels, given, other
+    by_split = bool(splits) and len(splits) == len(top)
+    listing, other, wanted = Listing(), 0, set(top)
+    for p in parts:
+        if len(p) < (3 if by_split else 2) or p[0] not in wanted:
+            continue
+        if not is_picture(p[-1]):
+            other += 1
+            continue
+        listing.names.append(prefix + "/".join(p))
+        listing.labels.append(p[1] if by_split else p[0])
+        listing.splits.append(splits[p[0]] if by_split else "")
+    return listing, other
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a cell that cannot be a file name
-        return False
+def list_from_table(tree: Tree, table: str, config: Data) -> Listing:
+    """Pictures named by a CSV or JSON lines; names are relative to the table's folder (or to one inside it). Missing files are rejected.
 
-
-def list_from_csv(csv: Path, columns: Any) -> tuple[list[Path], list[str], list[str], list[dict[str, Any]]]:
-    """Files, labels and splits named by a table; names are relative to the table's folder (or to one inside it). Missing files are rejected."""
-    header, rows = read_rows(csv)
+    Several labels of a picture are a list in JSON, several 0/1 columns (`data.columns.target`), or one text that
+    `data.columns.separator` divides.
+    """
+    columns, where = config.columns, tree.where(table)
+    text = text_of(tree.read(table), where)
+    header, rows = (json_rows if Path(table).suffix.lower() in (".jsonl", ".ndjson", ".json") else rows_of)(text, where)
     lower = {h.lower(): i for i, h in enumerate(header)}
 
     def column(wanted: str | None, usual: tuple[str, ...], role: str) -> int:
         if wanted is not None and wanted.lower() not in lower:
             hint, hint_zh = did_you_mean(wanted, header)
-            raise DataError("{csv} has no column '{wanted}'." + hint, "{csv} 没有列 '{wanted}'。" + hint_zh, csv=csv, wanted=wanted)
+            raise DataError("{csv} has no column '{wanted}'." + hint, "{csv} 没有列 '{wanted}'。" + hint_zh, csv=where, wanted=wanted)
         name = wanted.lower() if wanted else next((u for u in usual if u in lower), None)
         if name is None:
             raise DataError(
                 "{csv}: none of its columns ({header}) is known as the {role}",
                 "{csv}：在列（{header}）中认不出哪一列是 {role}",
-                csv=csv,
+                csv=where,
                 header=", ".join(header),
                 role=role,
                 fix="--set data.columns.{role}=NAME",
             )
         return lower[name]
 
-    if isinstance(columns.target, list):
-        raise DataError(
-            "data.columns.target = {target}: a picture has one label column",
-            "data.columns.target = {target}：图片只能有一列标签",
-            target=columns.target,
-        )
-    file_at, label_at = column(columns.image, FILE_COLUMNS, "image"), column(columns.target, LABEL_COLUMNS, "target")
-    splits = split_column(csv, header, rows, columns.split)
-    places = [csv.parent, *_folders_in(csv.parent)]
-    paths, labels, given, rejected = [], [], [], []
+    file_at = column(columns.image, FILE_COLUMNS, "image")
+    several = columns.target if isinstance(columns.target, list) else None
+    single = columns.target if isinstance(columns.target, str) else None
+    label_at = [column(t, (), "target") for t in several] if several else [column(single, LABEL_COLUMNS, "target")]
+    splits = split_column(where, header, rows, columns.split)
+    group_at = column(columns.group, (), "group") if columns.group else None
+    used = {file_at, *label_at, group_at, lower.get((columns.split or "split").lower()) if splits else None}
+    used |= {lower[c.lower()] for c in columns.ignore if c.lower() in lower}
+    others = [(h, i) for i, h in enumerate(header) if i not in used and h]
+    base = table.rpartition("/")[0]
+    places = [base, *sorted({"/".join(filter(None, [base, n[len(base) :].lstrip("/").split("/")[0]])) for n in _below(tree, base)})]
+    found = Listing(target_names=list(several or []), meta={h: [] for h, _ in others})
+
+    def reject(line: int, reason: str, reason_zh: str) -> None:
+        found.rejected.append({"record": f"{Path(table).name} line {line}", "reason": reason, "reason_zh": reason_zh})
+
     for n, (line, row) in enumerate(rows):
-        name, label = row[file_at], row[label_at]
-        if not label:
-            rejected.append({"record": f"{csv.name} line {line}", "reason": "no label", "reason_zh": "没有标签"})
+        name = str(row[file_at])
+        label: Any = [row[i] for i in label_at] if several else row[label_at[0]]
+        if columns.separator and isinstance(label, str):
+            label = [part.strip() for part in label.split(columns.separator) if part.strip()]
+        elif label is None or label == "" or (several and any(v is None or v == "" for v in label)):
+            reject(line, "no label", "没有标签")
             continue
         spellings = [name, name.replace("\\", "/")] if name else []
-        found = next((p / spelling for p in places for spelling in spellings if _is_file(p / spelling)), None)
-        if found is None:
-            rejected.append({"record": f"{csv.name} line {line}", "reason": f"no file '{name}'", "reason_zh": f"没有文件 '{name}'"})
+        at = next((f"{p}/{s}" if p and not s.startswith("/") else s for p in places for s in spellings if _has(tree, p, s)), None)
+        if at is None:
+            reject(line, f"no file '{name}'", f"没有文件 '{name}'")
             continue
-        paths.append(found)
-        labels.append(label)
-        given.append(splits[n] if splits else "")
-    return paths, labels, given, rejected
+        found.names.append(at)
+        found.labels.append(label)
+        found.splits.append(splits[n] if splits else "")
+        if group_at is not None:
+            found.groups.append(str(row[group_at]))
+        for h, i in others:
+            found.meta[h].append(row[i])
+    return found
 
 
-def _label_table(folder: Path, columns: Any, needed: bool) -> Path | None:
+def _has(tree: Tree, place: str, name: str) -> bool:
+    return tree.has(f"{place}/{name}" if place and not name.startswith("/") else name)
+
+
+def _below(tree: Tree, base: str) -> list[str]:
+    """Names with a folder below `base`; of a folder on disk only its own folders are looked at (a table may lie among a million files)."""
+    if isinstance(tree, Folder):
+        here = tree.root / base if base else tree.root
+        inside = sorted(p.name for p in here.iterdir() if p.is_dir() and not p.name.startswith("."))
+        return ["/".join(filter(None, [base, name, "x"])) for name in inside]
+    return [n for n in tree.names if n.startswith(f"{base}/" if base else "") and n.count("/") > (base.count("/") + 1 if base else 0)]
+
+
+def _label_table(tree: Tree, columns: Any, needed: bool) -> str | None:
     """The table of a folder that names pictures and labels; any table where one is needed and none is recognised."""
-    tables = sorted((p for p in folder.iterdir() if p.suffix.lower() in (".csv", ".tsv") and p.is_file()), key=_table_rank)
+    tables = sorted((n for n in tree.names if n.count("/") <= 1 and n.lower().endswith(TABLES)), key=_table_rank)
+    known = {columns.image.lower()} if columns.image else {*FILE_COLUMNS}
+    targets = [columns.target] if isinstance(columns.target, str) else columns.target
+    wanted = {t.lower() for t in targets} if targets else {*LABEL_COLUMNS}
     for table in tables:
         try:
-            header = {h.lower() for h in read_rows(table)[0]}
-        except DataError:
+            text = text_of(tree.read(table), table)
+            rows = json_rows if table.lower().endswith(TABLES[2:]) else rows_of
+            header = {h.lower() for h in rows(text, table)[0]}
+        except (DataError, OSError, ValueError):
             continue
-        image, target = columns.image, columns.target if isinstance(columns.target, str) else None
-        if ({image.lower()} if image else {*FILE_COLUMNS}) & header and ({target.lower()} if target else {*LABEL_COLUMNS}) & header:
+        if known & header and wanted & header:
             return table
-    return tables[0] if tables and needed else None
+    top = [t for t in tables if "/" not in t and t.lower().endswith(TABLES[:2])]
+    return top[0] if top and needed else None
 
 
-def _table_rank(path: Path) -> tuple[bool, str]:
-    return path.stem.lower() not in ("labels", "metadata", "train", "index"), path.name
+def _table_rank(name: str) -> tuple[int, bool, str]:
+    return name.count("/"), Path(name).stem.lower() not in ("labels", "metadata", "train", "index"), name
 
 
-def read_image_folder(source: Path, config: Data) -> Dataset:
-    """A folder of pictures, or a CSV that names them. Undecodable pictures are rejected by name and counted.
+# -- from names to pictures --------------------------------------------------------------------------------------------------------
+def read_pictures(name: str, tree: Tree, listing: Listing, config: Data, source: Any) -> Dataset:
+    """The pictures of a listing as a data set.
 
-    Pictures of several sizes are brought to `data.image.size` (`auto`: the only size there is, else the median); they are decoded into
-    memory where that takes at most a quarter of what is free (or as `data.in_memory` says), else read from their files each time.
+    Pictures of several sizes are brought to `data.image.size` (`auto`: the only size there is, else the median). They are decoded into memory
+    where that takes at most a quarter of what is free (or as `data.in_memory` says); else once into a file of raw pixels in the cache where
+    the disk has room for it (or as `data.cached` says); else they are decoded each time, by worker processes.
 
     Raises:
         DataError: no picture at all, or every one of them is damaged.
     """
-    root = source if source.is_dir() else source.parent
-    rejected: list[dict[str, Any]] = []
-    notes: list[tuple[str, str]] = []
-    loose = _pictures_in(root) if source.is_dir() else 0
-    paths, labels, given, other = list_labelled(source) if source.is_dir() else ([], [], [], 0)
-    table = _label_table(source, config.columns, needed=not paths) if source.is_dir() else source
-    if table is not None:
-        if paths:
-            notes.append((f"labels are taken from {table.name}, not from the folders' names", f"标签取自 {table.name}，而不是文件夹名"))
-        (paths, labels, given, rejected), other = list_from_csv(table, config.columns), 0
-    elif paths and (unlabelled := len({f for f in _files_below(source) if _is_picture(f)} - {*paths})):
-        notes.append(
-            (f"{unlabelled} pictures lie in no label's folder and were passed over", f"有 {unlabelled} 张图片不在任何标签文件夹里，已跳过")
-        )
-    if not paths:
-        if loose and not rejected:
-            raise DataError(
-                "{source} holds {n} pictures and no labels",
-                "{source} 里有 {n} 张图片，但没有标签",
-                source=source,
-                n=loose,
-                fix="put them into one folder per label (FOLDER/<label>/*.png), or add labels.csv with the columns file,label",
-                fix_zh="按标签分文件夹存放（目录/<标签>/*.png），或加一个含 file,label 两列的 labels.csv",
-            )
+    names, rejected, notes = listing.names, listing.rejected, listing.notes
+    if not names:
         raise DataError(
             "{source}: no pictures found ({rejected} named ones are missing)" if rejected else "{source}: no pictures found",
             "{source}：没有找到图片（表中列出的 {rejected} 张不存在）" if rejected else "{source}：没有找到图片",
@@ -193,19 +263,15 @@ def read_image_folder(source: Path, config: Data) -> Dataset:
             fix="expected FOLDER/<label>/*.png|jpg, or FOLDER/labels.csv with the columns file,label",
             fix_zh="应为 目录/<标签>/*.png|jpg，或含 file,label 两列的 目录/labels.csv",
         )
-    if other:
-        notes.append((f"{other} files are not pictures and were passed over", f"有 {other} 个文件不是图片，已跳过"))
-
     # First pass: headers and bytes' digests. What cannot be opened is rejected here already.
-    with quiet_pillow(), ThreadPoolExecutor() as pool:
-        heads = list(pool.map(_head, paths))
+    heads = _each(say("reading pictures", "读取图片"), len(names), lambda i: _head(tree, names[i]))
     sizes = Counter(h["size"] for h in heads if "size" in h)
     if not sizes:
         raise DataError(
             "{source}: none of its {n} pictures can be read; the first one: {reason}",
             "{source}：{n} 张图片全部无法读取；第一张的原因：{reason_zh}",
             source=source,
-            n=len(paths),
+            n=len(names),
             reason=heads[0]["error"],
             reason_zh=REASONS_ZH.get(heads[0]["error"], heads[0]["error"]),
         )
@@ -232,10 +298,11 @@ def read_image_folder(source: Path, config: Data) -> Dataset:
                 f"灰度图与彩色图混在一起；统一按 {channels} 个通道读取",
             )
         )
+    if frames := sum(h.get("frames", 1) > 1 for h in heads):
+        notes.append((f"{frames} pictures are animated; the first frame is used", f"有 {frames} 张动图；只用第一帧"))
 
-    images, bad = _decode_all(source.name, paths, heads, channels, size, config.in_memory)
-    keep = np.array([i for i in range(len(paths)) if i not in bad], dtype=np.int64)
-    names = [str(p.relative_to(root)) if p.is_relative_to(root) else p.name for p in paths]
+    images, bad = _decode_all(name, tree, names, heads, channels, size, config, notes)
+    keep = np.array([i for i in range(len(names)) if i not in bad], dtype=np.int64)
     rejected += [
         {"record": names[i], "reason": reason, "reason_zh": f"图片损坏：{REASONS_ZH.get(reason, reason)}"}
         for i, reason in sorted(bad.items())
@@ -245,77 +312,165 @@ def read_image_folder(source: Path, config: Data) -> Dataset:
             "{source}: none of its {n} pictures can be decoded; the first one: {reason}",
             "{source}：{n} 张图片全部无法解码；第一张的原因：{reason}",
             source=source,
-            n=len(paths),
+            n=len(names),
             reason=rejected[0]["reason"],
         )
-    split_at = {s: np.array([i for i in range(len(paths)) if given[i] == s], dtype=np.int64) for s in sorted(set(given)) if s}
+    split_at = {s: np.array([i for i, g in enumerate(listing.splits) if g == s], dtype=np.int64) for s in sorted({*listing.splits}) if s}
+    target, target_names = _targets(listing)
+    shown = [tree.shown(n) for n in names]
+    meta = {h: _column(values) for h, values in listing.meta.items()}
+    if len(sizes) > 1:
+        meta["height"], meta["width"] = (np.array([h.get("size", (0, 0))[k] for h in heads]) for k in (0, 1))
     dataset = Dataset(
-        source.name,
+        name,
         "image",
         images,
-        np.array(labels),
+        target,
         [h["digest"] for h in heads],
-        lambda i: names[i],
+        lambda i: shown[i],
         split_at if len(split_at) > 1 else {},
-        files={names[i]: h["digest"].hex() for i, h in enumerate(heads)},
+        np.array(listing.groups) if listing.groups else None,
+        target_names=target_names,
+        files={shown[i]: h["digest"].hex() for i, h in enumerate(heads)},
         rejected=rejected,
         notes=notes,
+        meta=meta,
     )
     return dataset.select(keep) if bad else dataset
 
 
-def _head(path: Path) -> dict[str, Any]:
+def _targets(listing: Listing) -> tuple[NDArray[Any], list[str]]:
+    """Labels as text [N], or for pictures with several labels 0/1 [N, labels] with the labels' names."""
+    labels = listing.labels
+    if listing.target_names:  # columns of 0 and 1: the task says what is wrong with another value
+        return np.array([[str(v) for v in row] for row in labels]), listing.target_names
+    if not any(isinstance(v, list) for v in labels):
+        return np.array([str(v) for v in labels]), []
+    lists = [[str(w) for w in (v if isinstance(v, list) else [v])] for v in labels]
+    names = sorted({w for v in lists for w in v})
+    at = {w: k for k, w in enumerate(names)}
+    hot = np.zeros((len(lists), len(names)))
+    for i, v in enumerate(lists):
+        hot[i, [at[w] for w in v]] = 1
+    return hot, names
+
+
+def _column(values: list[Any]) -> NDArray[Any]:
+    """A column of numbers where all are, else of text."""
+    try:
+        return np.array([float(v) for v in values])
+    except (TypeError, ValueError):
+        return np.array([str(v) for v in values])
+
+
+def _each(title: str, count: int, one: Callable[[int], Any]) -> list[Any]:
+    """`one(i)` of every i in threads (Pillow releases the interpreter lock while it decodes), with progress."""
+    found: list[Any] = []
+    progress = console.Progress(title, count)
+    pool = ThreadPoolExecutor()
+    try:
+        with quiet_pillow():
+            for result in pool.map(one, range(count)):
+                found.append(result)
+                if len(found) % 64 == 0:
+                    progress.update(len(found), "")
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for a hundred thousand pictures
+        progress.close()
+    return found
+
+
+def _head(tree: Tree, name: str) -> dict[str, Any]:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        return {"error": error.strerror or str(error), "digest": bytes(32)}
+        data = tree.read(name)
+    except (OSError, ValueError) as error:
+        return {"error": getattr(error, "strerror", None) or str(error), "digest": bytes(32)}
     digest = hashlib.sha256(data).digest()
     if not data:
         return {"error": "the file is empty", "digest": digest}
-    import io
-
     try:
         with Image.open(io.BytesIO(data)) as picture:
             width, height = picture.size
             if picture.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # the camera was held upright: shown turned by 90 degrees
                 width, height = height, width
-            return {"size": (height, width), "colour": picture.mode not in ("1", "L", "I", "I;16", "F", "LA"), "digest": digest}
+            colour = picture.mode not in ("1", "L", "I", "I;16", "F", "LA")
+            return {"size": (height, width), "colour": colour, "digest": digest, "frames": getattr(picture, "n_frames", 1)}
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = "not a picture" if isinstance(error, UnidentifiedImageError) else str(error)
         return {"error": reason, "digest": digest}
 
 
 def _decode_all(
-    name: str, paths: list[Path], heads: list[dict[str, Any]], channels: int, size: tuple[int, int], in_memory: bool | str
+    name: str,
+    tree: Tree,
+    names: list[str],
+    heads: list[dict[str, Any]],
+    channels: int,
+    size: tuple[int, int],
+    config: Data,
+    notes: list[tuple[str, str]],
 ) -> tuple[ArrayImages | FileImages, dict[int, str]]:
-    """Decodes every picture once: into memory, or only for its channel sums. Returns the pictures and position -> reason of damaged ones."""
-    fits = channels * size[0] * size[1] * len(paths) <= available_memory() // 4
-    keep = fits if in_memory == "auto" else bool(in_memory)
-    key = hashlib.sha256(repr((name, channels, size, keep)).encode() + b"".join(h["digest"] for h in heads)).hexdigest()
+    """Decodes every picture once: into memory, into a file of raw pixels, or only for its channel sums. Returns the pictures and
+    position -> reason of damaged ones."""
+    resize = Resize.of(config.image)
+    needed = channels * size[0] * size[1] * len(names)
+    in_memory = needed <= available_memory() // 4 if config.in_memory == "auto" else config.in_memory
+    cached = not in_memory and (_room() >= 4 * needed if config.cached == "auto" else config.cached)
+    digests = b"".join(h["digest"] for h in heads)
+    key = hashlib.sha256(repr((name, channels, size, resize)).encode() + digests).hexdigest()
     bad = {i: h["error"] for i, h in enumerate(heads) if "error" in h}
-    if (stored := cache.load(key)) is not None:
+    stored = cache.load(key)
+    raw = cache.pixel_file(key)
+    if stored is not None and raw.is_file():
         bad |= dict(zip((int(i) for i in stored["bad"]), (str(r) for r in stored["reasons"])))
-        return (ArrayImages(stored["pixels"]) if keep else FileImages(paths, channels, size, stored["sums"])), bad
-    pixels = np.zeros((len(paths), channels, *size), dtype=np.uint8) if keep else np.zeros((0,), dtype=np.uint8)
-    sums = np.zeros((len(paths), 2, channels))
+        if in_memory:
+            return ArrayImages(np.load(raw)), bad
+        return FileImages(tree, names, channels, size, stored["sums"], resize, raw if cached else None), bad
+    if stored is not None and not in_memory and not cached:
+        bad |= dict(zip((int(i) for i in stored["bad"]), (str(r) for r in stored["reasons"])))
+        return FileImages(tree, names, channels, size, stored["sums"], resize), bad
+    shape = (len(names), channels, *size)
+    writer = cache.PixelWriter(key, shape) if cached or (in_memory and 4 * needed <= _room()) else None
+    memory = np.zeros(shape, dtype=np.uint8) if in_memory else None
+    sums = np.zeros((len(names), 2, channels))
 
     def one(i: int) -> str | None:
         if i in bad:
             return bad[i]
         try:
-            picture = decode(paths[i].read_bytes(), channels, size)
+            picture = decode(tree.read(names[i]), channels, size, resize)
         except (ValueError, OSError) as error:
             return str(error)
-        if keep:
-            pixels[i] = picture
+        if memory is not None:
+            memory[i] = picture
+        if writer is not None:
+            writer.put(i, picture)
         real: NDArray[np.float64] = picture.reshape(channels, -1).astype(np.float64)
         sums[i] = real.sum(axis=1), np.square(real).sum(axis=1)
         return None
 
-    with quiet_pillow(), ThreadPoolExecutor() as pool:
-        bad = {i: reason for i, reason in enumerate(pool.map(one, range(len(paths)))) if reason is not None}
-    arrays = {"bad": np.array(sorted(bad), dtype=np.int64), "reasons": np.array([bad[i] for i in sorted(bad)], dtype=np.str_), "sums": sums}
-    cache.store(key, arrays | ({"pixels": pixels} if keep else {}))
-    return (ArrayImages(pixels) if keep else FileImages(paths, channels, size, sums)), bad
+    try:
+        reasons = _each(say("decoding pictures", "解码图片"), len(names), one)
+        kept = writer.finish() if writer is not None else None
+    finally:
+        if writer is not None:
+            writer.close()
+    bad = {i: reason for i, reason in enumerate(reasons) if reason is not None}
+    facts = {"bad": np.array(sorted(bad), dtype=np.int64), "reasons": np.array([bad[i] for i in sorted(bad)], dtype=np.str_)}
+    cache.store(key, facts | {"sums": sums})
+    if cached and kept is None:
+        notes.append(("the cache has no room for the decoded pictures: they are decoded each time", "缓存空间不足，图片每次重新解码"))
+    return (ArrayImages(memory) if memory is not None else FileImages(tree, names, channels, size, sums, resize, kept)), bad
+
+
+def _room() -> int:
+    """Bytes free where the cache is."""
+    place = cache.cache_folder()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        return shutil.disk_usage(place).free
+    except OSError:
+        return 0

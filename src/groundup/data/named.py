@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from groundup.core.errors import DataError
+from groundup.core.recipe import Data
 from groundup.data.cache import cache_folder
 from groundup.data.dataset import Dataset
 
@@ -26,7 +27,7 @@ def locate(name: str, hub_name: str, read: Callable[[Path], Dataset]) -> Dataset
         if place.is_dir() and any(place.iterdir()):
             return read(place)
     try:
-        return read_hub(hub_name)
+        return read_hub(hub_name, Data(source=f"hub:{hub_name}"))
     except DataError as error:
         listed = ", ".join(str(p) for p in places)
         raise DataError(

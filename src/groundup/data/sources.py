@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from groundup.core import files
 from groundup.core.errors import DataError, GroundupError, did_you_mean
 from groundup.core.recipe import Data
 from groundup.core.registry import DATASETS
-from groundup.data.dataset import IMAGE_SUFFIXES, ArrayImages, Dataset, digests_of, from_arrays, picture_array
+from groundup.data.dataset import Dataset, digests_of, from_arrays
 from groundup.data.idx import find_idx, read_folder
-from groundup.data.image_folder import FILE_COLUMNS, read_image_folder
+from groundup.data.image_folder import FILE_COLUMNS, is_picture, read_image_folder
 from groundup.data.order import hashed_order
+from groundup.data.pictures import ArrayImages, Resize, picture_array
 from groundup.data.table import read_csv, read_npz, read_rows
+from groundup.data.tree import is_archive
 
 
 def open_source(config: Data) -> Dataset:
@@ -58,7 +61,7 @@ def _resized(dataset: Dataset, config: Data) -> Dataset:
     """Pictures in memory brought to `data.image` (folders are decoded to it already)."""
     wanted, channels = config.image.size, config.image.channels
     sides = dataset.input_shape[1:] if wanted == "auto" else (wanted, wanted) if isinstance(wanted, int) else (wanted[0], wanted[-1])
-    shape = (dataset.input_shape[0] if channels == "auto" else channels, *sides)
+    shape, how = (dataset.input_shape[0] if channels == "auto" else channels, *sides), Resize.of(config.image)
     if shape == dataset.input_shape or not isinstance(dataset.inputs, ArrayImages):
         return dataset
     from PIL import Image
@@ -66,7 +69,7 @@ def _resized(dataset: Dataset, config: Data) -> Dataset:
     made = np.empty((len(dataset), *shape), dtype=np.uint8)
     for i, pixels in enumerate(dataset.inputs.array):
         picture = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-        made[i] = picture_array(picture, shape[0], (shape[1], shape[2]))
+        made[i] = picture_array(picture, shape[0], (shape[1], shape[2]), how)
     return replace(dataset, inputs=ArrayImages(made))
 
 
@@ -76,7 +79,7 @@ def _open_one(spec: str, config: Data) -> Dataset:
     if spec.startswith("hub:"):
         from groundup.data.hub import read_hub
 
-        return read_hub(spec.removeprefix("hub:"), config.columns)
+        return read_hub(spec.removeprefix("hub:"), config)
     if ".py:" in spec:
         return _from_user(spec)
     path = Path(spec).expanduser()
@@ -96,7 +99,7 @@ def _open_one(spec: str, config: Data) -> Dataset:
                 fix="name the folder of pictures itself",
                 fix_zh="图片请直接给出文件夹",
             )
-        return _mixture([(_from_path(p, config), 0.0) for p in tables])
+        return _mixture([(_from_path(p, config), "all") for p in tables])
     hint, hint_zh = did_you_mean(spec, DATASETS.names())
     raise DataError(
         "no data '{spec}': not a built-in name, and no such file or folder." + hint,
@@ -114,16 +117,18 @@ def _from_path(path: Path, config: Data) -> Dataset:
     suffix = path.suffix.lower()
     if suffix == ".npz":
         return read_npz(path, config)
+    if is_archive(path) or suffix in (".jsonl", ".ndjson", ".json"):
+        return read_image_folder(path, config)
     if suffix in (".csv", ".tsv", ".txt", ".data"):
         header, rows = read_rows(path)
         by_name = {h.lower(): i for i, h in enumerate(header)}
         at = next((by_name[c] for c in FILE_COLUMNS if c in by_name), None)
-        if config.columns.image or (at is not None and any(Path(row[at]).suffix.lower() in IMAGE_SUFFIXES for _, row in rows)):
+        if config.columns.image or (at is not None and any(is_picture(row[at]) for _, row in rows)):
             return read_image_folder(path, config)
         return read_csv(path, config)
     raise DataError(
-        "{path}: files that end in '{suffix}' cannot be read; known: .csv, .tsv, .npz, folders of pictures, IDX folders",
-        "{path}：无法读取 '{suffix}' 文件；可读：.csv、.tsv、.npz、图片文件夹、IDX 文件夹",
+        "{path}: files that end in '{suffix}' cannot be read; known: .csv, .tsv, .jsonl, .npz, .zip and .tar of pictures, folders of pictures, IDX folders",
+        "{path}：无法读取 '{suffix}' 文件；可读：.csv、.tsv、.jsonl、.npz、装图片的 .zip 与 .tar、图片文件夹、IDX 文件夹",
         path=path,
         suffix=suffix or path.name,
         fix="write {path}:NAME for a function or class in it" if suffix == ".py" else None,
@@ -165,8 +170,8 @@ def _from_user(spec: str) -> Dataset:
     return made
 
 
-def _mixture(parts: list[tuple[Dataset, float]]) -> Dataset:
-    """Several sources as one. With weights, as many records as keep the proportions while no record is used twice; weight 0 takes all."""
+def _mixture(parts: Sequence[tuple[Dataset, float | str]]) -> Dataset:
+    """Several sources as one. With weights, as many records as keep the proportions while no record is used twice; weight 'all' takes all."""
     sets = [p for p, _ in parts]
     if len(sets) == 1:
         return sets[0]
@@ -181,10 +186,14 @@ def _mixture(parts: list[tuple[Dataset, float]]) -> Dataset:
         )
     sets = [_columns_like(sets[0], s) for s in sets]
     notes: list[tuple[str, str]] = []
-    if all(w > 0 for _, w in parts):
-        total = min(len(s) / w for s, w in parts)
+    weights = [w for _, w in parts]
+    if any(w != "all" for w in weights):
+        total = min(len(s) / float(w) for s, w in zip(sets, weights) if w != "all")
         whole = sets
-        sets = [s.select(np.sort(hashed_order(s.digests, 0)[: max(1, round(total * w))])) for s, (_, w) in zip(sets, parts)]
+        sets = [
+            s if w == "all" else s.select(np.sort(hashed_order(s.digests, 0)[: max(1, round(total * float(w)))]))
+            for s, w in zip(sets, weights)
+        ]
         shares = ", ".join(f"{s.name} {len(s)}/{len(w)}" for s, w in zip(sets, whole))
         notes.append((f"records taken for the weights of the mixture: {shares}", f"按混合权重取用的记录：{shares}"))
     starts = np.cumsum([0, *(len(s) for s in sets)])
@@ -217,6 +226,7 @@ def _mixture(parts: list[tuple[Dataset, float]]) -> Dataset:
         {k: v for s in sets for k, v in s.files.items()},
         [r for s in sets for r in s.rejected],
         list(dict.fromkeys(n for s in sets for n in s.notes)) + notes,
+        {c: np.concatenate([s.meta[c] for s in sets]) for c in sets[0].meta if all(c in s.meta for s in sets)},
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from groundup.core.errors import DataError
-from groundup.data.dataset import FileImages
+from groundup.data.pictures import FileImages
 
 Plan = Callable[[int], NDArray[np.int64]]
 
@@ -62,7 +62,8 @@ class StreamedImages:
     ahead = 64  # batches handed to one set of workers; bounds what the main process holds of the plan
 
     def __init__(self, images: FileImages, workers: int, on_restart: Callable[[str], None] | None = None) -> None:
-        self.images, self.workers, self.on_restart = images, workers, on_restart
+        # Raw pixels only have to be copied: handing them from process to process would cost more than it saves.
+        self.images, self.workers, self.on_restart = images, 0 if images.pixels is not None else workers, on_restart
         self.shape = images.shape
         self._plan: Plan | None = None
         self._next = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import zipfile
 import zlib
 from pathlib import Path
@@ -36,7 +37,11 @@ SPLIT_NAMES = {
 
 def read_text(path: Path) -> str:
     """A text file in UTF-8 (with or without BOM), UTF-16 (with one) or GB18030, decided by its bytes."""
-    data = read_bytes(path)
+    return text_of(read_bytes(path), path)
+
+
+def text_of(data: bytes, path: Any) -> str:
+    """As `read_text`, of bytes that were read already; `path` is for messages."""
     for encoding in ("utf-16",) if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig", "gb18030"):
         try:
             return data.decode(encoding)
@@ -51,7 +56,11 @@ def read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     Raises:
         DataError: an empty file, or rows of different length.
     """
-    text = read_text(path)
+    return rows_of(read_text(path), path)
+
+
+def rows_of(text: str, path: Any) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """As `read_rows`, of a text that was read already; `path` is for messages."""
     if not text.strip():
         raise DataError("{path} is empty", "{path} 是空文件", path=path)
     first = text.strip("\r\n").splitlines()[0]
@@ -90,6 +99,40 @@ def read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     return header, rows
 
 
+def json_rows(text: str, path: Any) -> tuple[list[str], list[tuple[int, list[Any]]]]:
+    """Header and (line number, values) of JSON lines, or of one JSON list of objects (then the number is the record's). What an object
+    lacks is ''.
+
+    Raises:
+        DataError: something that is not JSON, or not an object.
+    """
+    records: list[tuple[int, Any]] = []
+    try:
+        if text.lstrip().startswith("["):
+            line, records = 0, list(enumerate(json.loads(text), 1))
+        else:
+            for line, row in enumerate(text.split("\n"), 1):
+                if row.strip():
+                    records.append((line, json.loads(row)))
+    except ValueError as error:
+        raise DataError(
+            "{path} line {line}: not JSON: {error}", "{path} 第 {line} 行：不是 JSON：{error}", path=path, line=line or "?", error=error
+        ) from error
+    if not records:
+        raise DataError("{path} is empty", "{path} 是空文件", path=path)
+    for line, record in records:
+        if not isinstance(record, dict):
+            raise DataError(
+                "{path} line {line}: {found} where an object like {{...}} is expected",
+                "{path} 第 {line} 行：应为对象 {{...}}，却是 {found}",
+                path=path,
+                line=line,
+                found=type(record).__name__,
+            )
+    header = list(dict.fromkeys(key for _, record in records for key in record))
+    return header, [(line, [record.get(key, "") for key in header]) for line, record in records]
+
+
 def _is_data(rows: list[tuple[int, list[str]]]) -> bool:
     """Whether the first row is a record and not the names of columns.
 
@@ -104,7 +147,7 @@ def _is_data(rows: list[tuple[int, list[str]]]) -> bool:
     return all(first[i] and any(first[i] == row[i] for _, row in rows[1:] if i < len(row)) for i in texts)
 
 
-def split_column(path: Path, header: list[str], rows: list[tuple[int, list[str]]], wanted: str | None) -> list[str] | None:
+def split_column(path: Any, header: list[str], rows: list[tuple[int, list[Any]]], wanted: str | None) -> list[str] | None:
     """The split of each row, where the table has a column of splits: the one asked for, or one called 'split' that holds nothing else.
 
     Raises:
@@ -118,7 +161,7 @@ def split_column(path: Path, header: list[str], rows: list[tuple[int, list[str]]
         hint, hint_zh = did_you_mean(wanted, header)
         raise DataError("{path} has no column '{name}'." + hint, "{path} 没有列 '{name}'。" + hint_zh, path=path, name=wanted)
     for line, row in rows:
-        if row[at].lower() not in SPLIT_NAMES:
+        if str(row[at]).lower() not in SPLIT_NAMES:
             if wanted is None:
                 return None
             raise DataError(
@@ -130,7 +173,7 @@ def split_column(path: Path, header: list[str], rows: list[tuple[int, list[str]]
                 name=header[at],
                 known=", ".join(SPLIT_NAMES),
             )
-    return [SPLIT_NAMES[row[at].lower()] for _, row in rows]
+    return [SPLIT_NAMES[str(row[at]).lower()] for _, row in rows]
 
 
 def _is_number(cell: str) -> bool:

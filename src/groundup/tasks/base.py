@@ -14,12 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from groundup.core.errors import DataError
-from groundup.core.recipe import Augment
-from groundup.data.dataset import Dataset, FileImages
+from groundup.core.errors import DataError, RecipeError
+from groundup.core.recipe import Augment, Data
+from groundup.data.dataset import Dataset
 from groundup.data.order import CounterRandom
+from groundup.data.pictures import STRETCH, FileImages, Resize
 from groundup.data.streaming import StreamedImages
 from groundup.metrics import MetricSet
+
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # mean and std of ImageNet's channels, which most published weights expect
 
 
 @dataclass
@@ -153,15 +156,26 @@ class ImageInputs:
     """What image tasks share: pictures in 0..255 become normalised floats, augmented while training."""
 
     augment: Augment | None = None
+    resize = STRETCH
+    given_mean: Any = "auto"
+    given_std: Any = "auto"
+
+    def configure(self, config: Data) -> None:
+        """What the recipe's data section says of pictures, before `fit`."""
+        self.augment, self.resize = config.augment, Resize.of(config.image)
+        self.given_mean, self.given_std = config.image.mean, config.image.std
 
     def model_inputs(self, read: Tensor) -> Tensor:
         return self.normalised(read)
 
     def fit_pixels(self, dataset: Dataset, train: NDArray[np.int64]) -> None:
         first, second = dataset.inputs.moments(train)
-        self.mean = (first / 255).tolist()
-        self.std = np.maximum(np.sqrt(np.maximum(second - first**2, 0)) / 255, 1e-3).tolist()
+        own = (first / 255).tolist(), np.maximum(np.sqrt(np.maximum(second - first**2, 0)) / 255, 1e-3).tolist()
         self.shape = dataset.input_shape
+        self.mean, self.std = (
+            _channels(name, wanted, standard, measured, self.shape[0])
+            for name, wanted, standard, measured in zip(("mean", "std"), (self.given_mean, self.given_std), IMAGENET, own)
+        )
 
     def pixel_state(self) -> dict[str, Any]:
         return {
@@ -170,10 +184,12 @@ class ImageInputs:
             "mean": self.mean,
             "std": self.std,
             "scale": "pixels / 255, minus mean, over std",
+            "resize": self.resize.facts(),
         }
 
     def load_pixels(self, state: dict[str, Any]) -> None:
         self.shape, self.mean, self.std = tuple(state["shape"]), state["mean"], state["std"]
+        self.resize = Resize(**state.get("resize", {}))
 
     def encode_pixels(
         self, dataset: Dataset, index: NDArray[np.int64], device: torch.device, workers: int, on_restart: Callable[[str], None] | None
@@ -204,7 +220,8 @@ class ImageInputs:
 
     def read(self, raw: Any) -> Tensor:
         """A path, bytes, a PIL picture or an array -> uint8 [1, C, H, W] in the model's size. Raises DataError."""
-        from groundup.data.dataset import REASONS_ZH, decode, from_arrays, picture_array, quiet_pillow, read_bytes
+        from groundup.data.dataset import from_arrays, read_bytes
+        from groundup.data.pictures import REASONS_ZH, decode, picture_array, quiet_pillow
 
         channels, height, width = self.shape
         if isinstance(raw, str | Path):
@@ -218,7 +235,7 @@ class ImageInputs:
         if isinstance(raw, bytes):
             try:
                 with quiet_pillow():
-                    pixels = decode(raw, channels, (height, width))
+                    pixels = decode(raw, channels, (height, width), self.resize)
             except ValueError as error:
                 raise DataError(
                     "{where} is not a picture that can be read: {error}",
@@ -233,8 +250,33 @@ class ImageInputs:
             if not isinstance(raw, Image.Image):
                 array = from_arrays("the input", np.asarray(raw)[None], ["?"]).inputs.array[0]
                 raw = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
-            pixels = picture_array(raw, channels, (height, width))
+            pixels = picture_array(raw, channels, (height, width), self.resize)
         return torch.from_numpy(np.array(pixels))[None]
+
+
+def _channels(name: str, wanted: Any, standard: list[float], measured: list[float], channels: int) -> list[float]:
+    """One number per channel: as the recipe gives it, ImageNet's, or measured on the training split."""
+    if wanted == "auto":
+        return measured
+    values = standard if wanted == "imagenet" else [float(v) for v in wanted]
+    values = (
+        values
+        if len(values) == channels
+        else [sum(values) / len(values)]
+        if channels == 1
+        else values * channels
+        if len(values) == 1
+        else values
+    )
+    if len(values) != channels:
+        raise RecipeError(
+            "data.image.{name} has {found} numbers; the pictures have {channels} channels",
+            "data.image.{name} 有 {found} 个数；图片有 {channels} 个通道",
+            name=name,
+            found=len(values),
+            channels=channels,
+        )
+    return values
 
 
 @functools.lru_cache(maxsize=16)
