@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import groundup
 from groundup import modelfolder
@@ -38,6 +39,7 @@ from groundup.training.batches import Batches
 from groundup.training.checkpoint import Checkpoints
 from groundup.training.optim import build_optimizers
 from groundup.training.state import TrainState, new_state
+from groundup.tuning import stages_of
 
 Overrides = Mapping[str, Any]
 KINDS_ZH = {"image": "图片", "vector": "向量"}
@@ -161,7 +163,7 @@ def build(recipe: Recipe, run: RunFolder, *, resume: bool, trust_code: bool, tra
     base = _open_base(recipe, run, trust_code, train_base)
     task = modelfolder.build_task(recipe.task.name, recipe.task.arguments)
     prepared = prepare(like_base(recipe.data, base), classification=task.classification)
-    _fit(task, prepared, base)
+    _fit(task, prepared, base, recipe.keep_classes)
     _record_data(run, prepared, task, resumed=resume)
 
     where = run.decide("device", *_reasoned(device.choose_device(recipe.train.device)))
@@ -175,14 +177,17 @@ def build(recipe: Recipe, run: RunFolder, *, resume: bool, trust_code: bool, tra
 
     if base is not None:
         model = base.model
-        _new_head(model, task, base)
+        _new_head(model, task, base, recipe.keep_classes)
     else:
         model = build_model(recipe.model.name, recipe.model.arguments, task.input_shape, task.num_outputs)
         if recipe.init is not None:
             _load_weights(model, Path(recipe.init), run)
     model.to(at)
     method = METHODS.get(recipe.method.name)
-    frozen = method.target(model, **METHODS.build_arguments(method, recipe.method.arguments, "method"))
+    made = method.target(model, **METHODS.build_arguments(method, recipe.method.arguments, "method"))
+    stages = stages_of(made)
+    stages[-1].enter(model)  # the one with the most to train: what the optimizers take, and what has to fit into memory
+    _state_batch_norm(run, model, stages)
     optimizers = build_optimizers(model, recipe.optim, where)
 
     workers = recipe.data.workers if recipe.data.workers != "auto" else default_workers()
@@ -194,7 +199,13 @@ def build(recipe: Recipe, run: RunFolder, *, resume: bool, trust_code: bool, tra
     }
     batch_size = _batch_size(recipe, run, len(encoded["train"]))
     seed = recipe.train.seed
-    batches = Batches(task, encoded["train"], batch_size=batch_size, micro_batch_size=batch_size, seed=seed, device=at)
+    balance = recipe.data.balance
+    if balance and not task.classification:
+        raise RecipeError("data.balance needs one label per record", "data.balance 需要每条记录只有一个标签", fix="--set data.balance=0")
+    classes = encoded["train"].targets.cpu().numpy() if balance else None
+    batches = Batches(
+        task, encoded["train"], batch_size=batch_size, micro_batch_size=batch_size, seed=seed, device=at, classes=classes, balance=balance
+    )
     total = recipe.train.steps if recipe.train.steps is not None else batches.order.steps(float(recipe.train.epochs or 1))
     assert isinstance(total, int)
     state = new_state(model, optimizers, total, at, ema=recipe.train.ema is not None, fp16=precision == "float16")
@@ -226,7 +237,7 @@ def build(recipe: Recipe, run: RunFolder, *, resume: bool, trust_code: bool, tra
         save_steps=save if isinstance(save, int) else None,
         save_seconds=units.seconds(save) if isinstance(save, str) else None,
         keep=recipe.train.keep,
-        frozen=frozen,
+        stages=stages,
     )
     facts = {
         "torch": torch.__version__,
@@ -361,7 +372,23 @@ def like_base(config: Data, base: modelfolder.Loaded | None) -> Data:
     return config.model_copy(update={"image": image})
 
 
-def _fit(task: Task, prepared: Prepared, base: modelfolder.Loaded | None) -> None:
+def _state_batch_norm(run: RunFolder, model: nn.Module, stages: list[loop.Stage]) -> None:
+    """Whether BatchNorm keeps the base's statistics is half of what fine-tuning does, and easily overlooked: it is said."""
+    norms = {id(m) for m in model.modules() if isinstance(m, _BatchNorm)}
+    if not norms:
+        return
+    still = [len(norms & {id(m) for frozen in stage.frozen for m in frozen.modules()}) for stage in stages]
+    value = "trained" if not any(still) else "frozen" if min(still) == len(norms) else "partly frozen"
+    counts = ", ".join(f"{n}/{len(norms)}" for n in still)
+    run.decide(
+        "batch_norm",
+        value,
+        f"frozen BatchNorm layers of each stage: {counts} (method.batch_norm)",
+        f"各阶段冻结的 BatchNorm 层数：{counts}（method.batch_norm）",
+    )
+
+
+def _fit(task: Task, prepared: Prepared, base: modelfolder.Loaded | None, keep_classes: bool) -> None:
     dataset = prepared.dataset
     if dataset.kind != task.kind:
         raise DataError(
@@ -376,13 +403,21 @@ def _fit(task: Task, prepared: Prepared, base: modelfolder.Loaded | None) -> Non
         )
     if configure := getattr(task, "configure", None):
         configure(prepared.config)
+    if keep_classes:
+        if base is None or not hasattr(task, "old_labels"):
+            raise RecipeError(
+                "keep_classes needs a model with classes to start from (init)",
+                "keep_classes 需要一个带类别的起始模型（init）",
+                fix="--set keep_classes=false",
+            )
+        task.old_labels = list(base.task.state()["labels"])
     task.fit(dataset, prepared.splits["train"])
     if base is not None:  # features were learned under the base's normalisation: new labels, old preprocessing
         task.load_state({"labels": task.state()["labels"], "preprocessor": base.task.state()["preprocessor"]})
 
 
-def _new_head(model: nn.Module, task: Task, base: modelfolder.Loaded) -> None:
-    """A fresh last layer where the labels are not the base's."""
+def _new_head(model: nn.Module, task: Task, base: modelfolder.Loaded, keep_classes: bool) -> None:
+    """A fresh last layer where the labels are not the base's; with `keep_classes` the rows of the old classes are put back into it."""
     if task.state()["labels"] == base.task.state()["labels"] and task.num_outputs == base.task.num_outputs:
         return
     reset = getattr(model, "reset_head", None)
@@ -394,7 +429,11 @@ def _new_head(model: nn.Module, task: Task, base: modelfolder.Loaded) -> None:
             fix="derive it from groundup.models.Model",
             fix_zh="让它继承 groundup.models.Model",
         )
+    old = {name: value.clone() for name, value in model.state_dict().items()}
     reset(task.num_outputs)
+    for name, value in model.state_dict().items() if keep_classes else ():
+        if name in old and old[name].shape[1:] == value.shape[1:] and len(old[name]) < len(value):
+            value[: len(old[name])] = old[name]
 
 
 def _record_data(run: RunFolder, prepared: Prepared, task: Task, *, resumed: bool) -> None:
@@ -464,13 +503,22 @@ def _rehearse(job: Job) -> None:
     recipe, run, batches = job.recipe, job.run, job.batches
     wanted = recipe.train.micro_batch_size
     batches.micro_batch_size = min(wanted, batches.batch_size) if wanted != "auto" else batches.batch_size
+    augment = recipe.data.augment
+    pairs = augment is not None and bool(augment.mixup or augment.cutmix)
+    if pairs and batches.micro_batch_size % 2 and batches.micro_batch_size < batches.batch_size:
+        raise RecipeError(
+            "train.micro_batch_size = {n}: mixup and cutmix mix pairs of pictures, which an odd number would divide",
+            "train.micro_batch_size = {n}：mixup 与 cutmix 成对混合图片，奇数会把一对拆开",
+            n=batches.micro_batch_size,
+            fix=f"--set train.micro_batch_size={batches.micro_batch_size + 1}",
+        )
     while True:
         batches.per_step = -(-batches.batch_size // batches.micro_batch_size)
         try:
             seconds = loop.rehearse(job.state, batches, job.task, job.plan)
             break
         except torch.OutOfMemoryError as error:
-            if wanted != "auto" or batches.micro_batch_size == 1:
+            if wanted != "auto" or batches.micro_batch_size <= (2 if pairs else 1):
                 raise TrainError(
                     "a batch of {n} samples does not fit into the memory of {device}",
                     "{device} 的内存放不下 {n} 个样本的批次",
@@ -479,6 +527,7 @@ def _rehearse(job: Job) -> None:
                     fix="--set train.micro_batch_size=auto   or a smaller model",
                 ) from error
             batches.micro_batch_size //= 2
+            batches.micro_batch_size += pairs and batches.micro_batch_size % 2
     whole = batches.micro_batch_size == batches.batch_size
     run.decide(
         "micro_batch_size",

@@ -11,6 +11,7 @@ from groundup.data.dataset import from_arrays
 from groundup.evaluation.evaluate import evaluate
 from groundup.modelfolder import build_task
 from groundup.models.base import build_model
+from groundup.tuning import stages_of
 
 CPU = torch.device("cpu")
 BY_KIND = {"image": "digits", "vector": "diabetes"}
@@ -138,7 +139,19 @@ def test_label_smoothing_equals_torchs():
 @pytest.mark.parametrize("name", METHODS.names())
 def test_methods_train_what_they_say(name):
     model = build_model("simple_cnn", {}, (1, 8, 8), 3)
-    METHODS.get(name).target(model)
-    trained = {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad}
-    assert trained == {"full": {"conv1", "fc1", "fc2"}, "freeze": {"fc1", "fc2"}, "head": {"fc2"}}[name]
+    stages = stages_of(METHODS.get(name).target(model))
+    trained = []
+    for stage in stages:
+        stage.enter(model)
+        trained.append({n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad})
+        assert all(m.training == (n.split(".")[0] in trained[-1]) for n, m in model.named_modules() if list(m.parameters(recurse=False)))
+    all_of_it, head = {"conv1", "fc1", "fc2"}, {"fc2"}
+    expected = {
+        "full": [all_of_it],
+        "freeze": [{"fc1", "fc2"}],
+        "head": [head],
+        "head-first": [head, all_of_it],
+        "gradual": [head, {"fc1", "fc2"}, all_of_it],
+    }
+    assert trained == expected[name] and stages[0].begin == 0 and sorted(s.begin for s in stages) == [s.begin for s in stages]
     assert METHODS.get(name).card.summary_zh

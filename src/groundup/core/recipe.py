@@ -59,11 +59,12 @@ class Named(BaseModel):
 
 
 class Mixed(Section):
-    """One source of a mixture; weight 'all' takes every record of it."""
+    """One source of a mixture, or only some of its classes; weight null takes every record of it."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)  # a folder may be called 2024
     source: str
-    weight: Annotated[Float, Field(gt=0)] | Literal["all"] = 1.0
+    classes: list[str] | None = None
+    weight: Annotated[Float, Field(gt=0)] | None = 1.0
 
 
 class Split(Section):
@@ -278,12 +279,16 @@ class RecipeCard(Section):
 
 
 class Recipe(Section):
+    """`init`: what to start from, a model folder, run, hub model or file of weights. `keep_classes`: its classes stay in the head, and those of
+    the new data are added behind them."""
+
     name: Annotated[str, Field(pattern=r"^[\w.\-]+$")]
     card: RecipeCard = RecipeCard()
     task: Named
     data: Data
     model: Named
     init: str | None = None
+    keep_classes: bool = False
     method: Named = Named(name="full")
     optim: Optim = Optim()
     schedule: Schedule = Schedule()

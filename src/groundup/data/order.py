@@ -91,25 +91,54 @@ class Order:
     """The stream of training samples: epoch after epoch, each a permutation, cut into batches of one size.
 
     Batches run across the end of an epoch, so that none is short and no record is dropped.
+
+    Args:
+        classes: int64 [n], each sample's class; with `balance` above 0 the classes are drawn more alike than they are, at 1 equally often.
+            Each class is then a stream of its own, permutation after permutation: a rare one begins anew within an epoch, a frequent one goes
+            on where the last epoch left it, and no record is drawn twice before all of its class were.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int) -> None:
+    def __init__(self, n: int, batch_size: int, seed: int, classes: NDArray[np.int64] | None = None, balance: float = 0.0) -> None:
         self.n, self.batch_size, self.seed = n, batch_size, seed
-        self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
+        self._epoch, self._order, self._draws = -1, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        self._members: list[NDArray[np.int64]] = []
+        if classes is not None and balance > 0:
+            self._members = [np.flatnonzero(classes == c) for c in np.unique(classes)]
+            shares = np.array([(1 - balance) * len(m) / n + balance / len(self._members) for m in self._members])
+            bounds = np.round(np.cumsum(shares) * n).astype(np.int64)
+            self._quota = np.diff(bounds, prepend=0)
 
     def batch(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(epoch [B], index [B]) of the batch of step `step`, counted from 0."""
+        """(draw [B], index [B]) of the batch of step `step`, counted from 0. `draw` counts how often that record was drawn before: the
+        epoch, unless classes are balanced."""
         first, offset = divmod(step * self.batch_size, self.n)
         if first == self._epoch and offset + self.batch_size <= self.n:  # within the epoch at hand: a slice of its order
-            return np.full(self.batch_size, first), self._order[offset : offset + self.batch_size]
+            cut = slice(offset, offset + self.batch_size)
+            return self._draws[cut], self._order[cut]
         last = ((step + 1) * self.batch_size - 1) // self.n
         parts = []
         for e in range(first, last + 1):  # one epoch's end and the next one's start; more where a batch holds whole epochs
             if e != self._epoch:
-                self._epoch, self._order = e, permutation(self.n, self.seed, e)
+                self._epoch, (self._draws, self._order) = e, self._of_epoch(e)
             start = offset if e == first else 0
-            parts.append((e, self._order[start : start + (step + 1) * self.batch_size - e * self.n - start]))
-        return np.concatenate([np.full(len(index), e) for e, index in parts]), np.concatenate([index for _, index in parts])
+            cut = slice(start, start + (step + 1) * self.batch_size - e * self.n - start)
+            parts.append((self._draws[cut], self._order[cut]))
+        return np.concatenate([d for d, _ in parts]), np.concatenate([index for _, index in parts])
+
+    def _of_epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        order = permutation(self.n, self.seed, epoch)
+        if not self._members:
+            return np.full(self.n, epoch), order
+        draws, chosen = [], []
+        for c, (members, quota) in enumerate(zip(self._members, self._quota)):
+            position = np.arange(epoch * quota, (epoch + 1) * quota)
+            cycle, place = np.divmod(position, len(members))
+            draws.append(cycle)
+            chosen.append(np.empty(quota, dtype=np.int64))
+            for k in np.unique(cycle):
+                here = cycle == k
+                chosen[-1][here] = members[permutation(len(members), self.seed + 1 + c, int(k))[place[here]]]
+        return np.concatenate(draws)[order], np.concatenate(chosen)[order]
 
     def steps(self, epochs: float) -> int:
         """Optimizer steps that cover this many epochs."""

@@ -32,17 +32,21 @@ def open_source(config: Data) -> Dataset:
     """
     if isinstance(config.source, str):
         return _sampled(config.source, config)
-    parts = [(_sampled(part.source, config), part.weight) for part in config.source]
+    parts = [(_sampled(part.source, config, part.classes), part.weight) for part in config.source]
     if not parts:
         raise DataError("data.source is an empty list", "data.source 是空列表", fix="--set data.source=digits")
     return _mixture(parts)
 
 
-def _sampled(spec: str, config: Data) -> Dataset:
+def _sampled(spec: str, config: Data, classes: list[str] | None = None) -> Dataset:
     match = re.fullmatch(r"(.+)#([0-9]+)", spec)
     if match and _there(Path(spec).expanduser()):  # a folder may be called 'photos#2'
         match = None
     dataset = _open_one(match[1] if match else spec, config)
+    if classes is not None:
+        from groundup.data.prepare import keep_classes
+
+        dataset = keep_classes(dataset, classes)
     if match and (count := int(match[2])) < len(dataset):
         if count == 0:
             raise DataError("{spec} asks for no records", "{spec} 要求 0 条记录", spec=spec)
@@ -99,7 +103,7 @@ def _open_one(spec: str, config: Data) -> Dataset:
                 fix="name the folder of pictures itself",
                 fix_zh="图片请直接给出文件夹",
             )
-        return _mixture([(_from_path(p, config), "all") for p in tables])
+        return _mixture([(_from_path(p, config), None) for p in tables])
     hint, hint_zh = did_you_mean(spec, DATASETS.names())
     raise DataError(
         "no data '{spec}': not a built-in name, and no such file or folder." + hint,
@@ -170,8 +174,8 @@ def _from_user(spec: str) -> Dataset:
     return made
 
 
-def _mixture(parts: Sequence[tuple[Dataset, float | str]]) -> Dataset:
-    """Several sources as one. With weights, as many records as keep the proportions while no record is used twice; weight 'all' takes all."""
+def _mixture(parts: Sequence[tuple[Dataset, float | None]]) -> Dataset:
+    """Several sources as one. With weights, as many records as keep the proportions while no record is used twice; None takes all."""
     sets = [p for p, _ in parts]
     if len(sets) == 1:
         return sets[0]
@@ -187,12 +191,11 @@ def _mixture(parts: Sequence[tuple[Dataset, float | str]]) -> Dataset:
     sets = [_columns_like(sets[0], s) for s in sets]
     notes: list[tuple[str, str]] = []
     weights = [w for _, w in parts]
-    if any(w != "all" for w in weights):
-        total = min(len(s) / float(w) for s, w in zip(sets, weights) if w != "all")
+    if any(w is not None for w in weights):
+        total = min(len(s) / w for s, w in zip(sets, weights) if w is not None)
         whole = sets
         sets = [
-            s if w == "all" else s.select(np.sort(hashed_order(s.digests, 0)[: max(1, round(total * float(w)))]))
-            for s, w in zip(sets, weights)
+            s if w is None else s.select(np.sort(hashed_order(s.digests, 0)[: max(1, round(total * w))])) for s, w in zip(sets, weights)
         ]
         shares = ", ".join(f"{s.name} {len(s)}/{len(w)}" for s, w in zip(sets, whole))
         notes.append((f"records taken for the weights of the mixture: {shares}", f"按混合权重取用的记录：{shares}"))

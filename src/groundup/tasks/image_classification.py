@@ -1,4 +1,4 @@
-"""A picture gets one of several labels."""
+"""A picture gets one of several labels, or with `multi_label` any number of them."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from groundup.core.registry import TASKS, Card
+from groundup.data.augment import mix
 from groundup.data.dataset import Dataset
 from groundup.data.order import CounterRandom
 from groundup.tasks.base import Batch, Encoded, ImageInputs, Task
-from groundup.tasks.labels import ClassLabels
+from groundup.tasks.labels import ClassLabels, ClassWeights
 
 
 @TASKS.register(
     "image-classification",
     Card(
-        summary="a picture gets one of several labels; cross-entropy",
-        summary_zh="给图片分配多个标签之一；交叉熵损失",
+        summary="a picture gets one of several labels (cross-entropy), or any number of them (binary cross-entropy)",
+        summary_zh="给图片分配多个标签之一（交叉熵），或任意多个标签（二元交叉熵）",
         source="Bishop, Pattern Recognition and Machine Learning, 2006, 4.3.4",
         shapes="pictures uint8 [B, C, H, W] -> logits [B, classes]",
-        limits="exactly one label per picture",
+        limits="without multi_label exactly one label per picture",
     ),
 )
 class ImageClassification(ClassLabels, ImageInputs, Task):
     kind = "image"
-    default_metric = "accuracy"
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        ClassLabels.__init__(self, label_smoothing, "auto", binary="cross_entropy")
+    def __init__(self, label_smoothing: float = 0.0, multi_label: bool = False, class_weights: ClassWeights = None) -> None:
+        ClassLabels.__init__(self, label_smoothing, "auto", "cross_entropy", multi_label, class_weights)
 
     def fit(self, dataset: Dataset, train: NDArray[np.int64]) -> None:
         self.fit_labels(dataset, train)
@@ -62,4 +63,9 @@ class ImageClassification(ClassLabels, ImageInputs, Task):
         return Encoded(inputs, self.encode_labels(dataset, index, device), lambda i: dataset.describe(int(index[i])))
 
     def batch(self, encoded: Encoded, index: Tensor, *, training: bool, rng: CounterRandom | None) -> Batch:
-        return Batch(self.normalised(encoded.take(index), rng=rng if training else None), encoded.targets[index])
+        targets, rng = encoded.targets[index], rng if training else None
+        inputs = self.normalised(encoded.take(index), rng=rng)
+        if rng is not None and self.augment is not None and (self.augment.mixup or self.augment.cutmix):
+            shares = targets if self.multi_label else F.one_hot(targets, len(self.labels)).to(inputs.dtype)
+            return Batch(*mix(inputs, shares, self.augment, rng))
+        return Batch(inputs, targets)

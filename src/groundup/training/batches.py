@@ -18,12 +18,24 @@ class Batches:
 
     Args:
         batch_size: samples of an optimizer step; micro_batch_size: samples of one forward pass.
+        classes, balance: see `Order`.
     """
 
-    def __init__(self, task: Task, encoded: Encoded, *, batch_size: int, micro_batch_size: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        task: Task,
+        encoded: Encoded,
+        *,
+        batch_size: int,
+        micro_batch_size: int,
+        seed: int,
+        device: torch.device,
+        classes: NDArray[np.int64] | None = None,
+        balance: float = 0.0,
+    ) -> None:
         self.task, self.encoded, self.device, self.seed = task, encoded, device, seed
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
-        self.order = Order(len(encoded), batch_size, seed)
+        self.order = Order(len(encoded), batch_size, seed, classes, balance)
         self.per_step = -(-batch_size // micro_batch_size)
 
     def start(self, step: int) -> None:

@@ -42,13 +42,35 @@ OVERFLOWS = 30  # fp16 updates skipped in a row before the run stops: the scale 
 
 
 @dataclass
+class Stage:
+    """A part of the run with its own frozen modules.
+
+    Args:
+        begin: the share of the run at which it begins.
+        frozen: modules that are not trained, and stay in evaluation mode (their BatchNorm statistics and dropout are off).
+    """
+
+    begin: float
+    frozen: Sequence[nn.Module] = ()
+
+    def enter(self, model: nn.Module) -> None:
+        """Trains everything but the frozen modules."""
+        still = {id(p) for module in self.frozen for p in module.parameters()}
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) not in still)
+        model.train()
+        for module in self.frozen:
+            module.eval()
+
+
+@dataclass
 class Plan:
     """What the loop needs of the recipe, with every `auto` resolved.
 
     Args:
         evaluate_at: steps at which the validation split is evaluated; the last step always is.
         save_steps, save_seconds: one of both, how often a checkpoint is due.
-        frozen: modules that stay in evaluation mode (their BatchNorm statistics and dropout are off).
+        stages: what is frozen when, by rising `begin`; a function of the step, so that a resumed run needs nothing else.
     """
 
     device: torch.device
@@ -65,7 +87,10 @@ class Plan:
     save_steps: int | None
     save_seconds: float | None
     keep: str
-    frozen: Sequence[nn.Module] = ()
+    stages: Sequence[Stage] = (Stage(0.0),)
+
+    def stage(self, step: int, total: int) -> Stage:
+        return [s for s in self.stages if s.begin * total <= step + 1e-9][-1]
 
     def evaluates(self, step: int, total: int) -> bool:
         """Whether `step` is the first one at or past a multiple of `evaluate_every`."""
@@ -166,9 +191,7 @@ def train(
     recent: deque[int] = deque(maxlen=max(plan.log_every, 1) + 1)  # the steps since the host last read, for naming a bad batch
     for watcher in watchers:
         watcher.begin(state, plan)
-    state.model.train()  # once: an evaluation puts every module's mode back
-    for module in plan.frozen:
-        module.eval()
+    stage: Stage | None = None  # entered once: an evaluation puts every module's mode back
     while True:
         last = state.step >= state.total
         improved = False
@@ -184,6 +207,9 @@ def train(
             return state
         if stop():
             raise _stopped(state, stop, keeper)
+        if (now := plan.stage(state.step, state.total)) is not stage:
+            stage = now
+            stage.enter(state.model)
         report = step(state, batches, task, plan)
         recent.append(report.step)
         if plan.device.type == "cpu" or report.step % plan.log_every == 0:  # on the CPU reading costs nothing

@@ -24,8 +24,8 @@ def group_of_parameters(model: nn.Module) -> dict[str, str]:
     return {name: owner[id(p)] for name, p in model.named_parameters() if id(p) in owner}
 
 
-def learning_rate_factors(model: nn.Module, groups: dict[str, float]) -> dict[str, float]:
-    """Parameter name -> factor of the learning rate.
+def learning_rate_factors(model: nn.Module, groups: dict[str, float], layer_decay: float | None = None) -> dict[str, float]:
+    """Parameter name -> factor of the learning rate: `layer_decay` to the power of the layer groups above it, times what `groups` says.
 
     Raises:
         RecipeError: a pattern that is neither a layer group nor matches a parameter.
@@ -33,6 +33,15 @@ def learning_rate_factors(model: nn.Module, groups: dict[str, float]) -> dict[st
     names = [n for n, _ in model.named_parameters()]
     owner = group_of_parameters(model)
     factors = dict.fromkeys(names, 1.0)
+    if layer_decay is not None:
+        if not owner:
+            raise RecipeError(
+                "optim.layer_decay needs to know the model's layers, and {kind} has no layer_groups()",
+                "optim.layer_decay 需要知道模型的层，而 {kind} 没有 layer_groups()",
+                kind=type(model).__name__,
+            )
+        depth = {group: k for k, group in enumerate(reversed(list(model.layer_groups())))}  # type: ignore[operator]
+        factors |= {name: layer_decay ** depth[group] for name, group in owner.items()}
     for pattern, value in groups.items():
         hit = [n for n in names if owner.get(n) == pattern or fnmatch.fnmatchcase(n, pattern)]
         if not hit:
@@ -42,7 +51,7 @@ def learning_rate_factors(model: nn.Module, groups: dict[str, float]) -> dict[st
                 "optim.groups：'{pattern}' 没有匹配任何层组或参数。" + hint_zh,
                 pattern=pattern,
             )
-        factors |= dict.fromkeys(hit, value)
+        factors |= {name: factors[name] * value for name in hit}
     return factors
 
 
@@ -57,7 +66,7 @@ def build_optimizers(model: nn.Module, config: Optim, device: str) -> list[torch
         raise RecipeError("no parameter of the model is trainable", "模型没有任何可训练的参数", fix="--set method=full")
     if config.nesterov and not config.momentum:
         raise RecipeError("optim.nesterov = true needs a momentum", "optim.nesterov = true 需要动量", fix="--set optim.momentum=0.9")
-    factors = learning_rate_factors(model, config.groups)
+    factors = learning_rate_factors(model, config.groups, config.layer_decay)
     owner = group_of_parameters(model)
     last = list(dict.fromkeys(owner.values()))[-1:] or [""]
 

@@ -1,10 +1,20 @@
 """What fine-tuning adds: methods that change the model before the loop. No second loop.
 
-A method is one file with a function `apply(model, **arguments) -> list of modules to keep frozen`, registered with its card.
+A method is one file with a function `apply(model, **arguments)`, registered with its card. It gives the modules to keep frozen, or a list of
+`Stage` where they change in the course of the run.
 """
 
+from torch import nn
+
 from groundup.core.registry import METHODS
+from groundup.training.loop import Stage
 
 register = METHODS.register
 
-__all__ = ["METHODS", "register"]
+
+def stages_of(made: list[nn.Module] | list[Stage]) -> list[Stage]:
+    """What a method gave, as stages: frozen modules are one that lasts from beginning to end."""
+    return [m for m in made if isinstance(m, Stage)] or [Stage(0.0, [m for m in made if isinstance(m, nn.Module)])]
+
+
+__all__ = ["METHODS", "register", "stages_of"]

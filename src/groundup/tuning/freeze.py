@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from groundup.core.errors import ModelError, RecipeError, did_you_mean
 from groundup.core.registry import METHODS, Card
+
+BatchNorm = Literal["trained", "frozen"]
 
 
 def groups_of(model: nn.Module, method: str) -> dict[str, list[nn.Module]]:
@@ -27,15 +31,10 @@ def groups_of(model: nn.Module, method: str) -> dict[str, list[nn.Module]]:
     return found
 
 
-def freeze_groups(model: nn.Module, groups: dict[str, list[nn.Module]], frozen: list[str]) -> list[nn.Module]:
-    """Freezes the named groups and trains the rest; returns the modules to keep in evaluation mode."""
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    modules = [m for name in frozen for m in groups[name]]
-    for module in modules:
-        for parameter in module.parameters():
-            parameter.requires_grad_(False)
-    return modules
+def batch_norms(model: nn.Module, wanted: BatchNorm) -> list[nn.Module]:
+    """The BatchNorm layers to freeze besides those in frozen groups. Their statistics are those of the base's data: with small batches, or
+    little data, new ones are worse (the usual setting of detection models, as in He et al., arXiv 1703.06870, 3.1)."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm)] if wanted == "frozen" else []
 
 
 @METHODS.register(
@@ -47,20 +46,21 @@ def freeze_groups(model: nn.Module, groups: dict[str, list[nn.Module]], frozen: 
         limits="needs layer_groups(); `layers` takes group names or patterns (default: all but the last two groups)",
     ),
 )
-def freeze(model: nn.Module, layers: Sequence[str] | None = None) -> list[nn.Module]:
+def freeze(model: nn.Module, layers: Sequence[str] | None = None, batch_norm: BatchNorm = "trained") -> list[nn.Module]:
     groups = groups_of(model, "freeze")
     names = list(groups)
     if layers is None:
-        return freeze_groups(model, groups, names[:-2] if len(names) > 2 else names[:-1])
-    chosen: list[str] = []
-    for pattern in [layers] if isinstance(layers, str) else layers:
-        hit = fnmatch.filter(names, pattern)
-        if not hit:
-            hint, hint_zh = did_you_mean(pattern, names)
-            raise RecipeError(
-                "method.layers: '{pattern}' matches no layer group." + hint,
-                "method.layers：'{pattern}' 没有匹配任何层组。" + hint_zh,
-                pattern=pattern,
-            )
-        chosen += hit
-    return freeze_groups(model, groups, list(dict.fromkeys(chosen)))
+        chosen = names[:-2] if len(names) > 2 else names[:-1]
+    else:
+        chosen = []
+        for pattern in [layers] if isinstance(layers, str) else layers:
+            hit = fnmatch.filter(names, pattern)
+            if not hit:
+                hint, hint_zh = did_you_mean(pattern, names)
+                raise RecipeError(
+                    "method.layers: '{pattern}' matches no layer group." + hint,
+                    "method.layers：'{pattern}' 没有匹配任何层组。" + hint_zh,
+                    pattern=pattern,
+                )
+            chosen += hit
+    return [m for name in dict.fromkeys(chosen) for m in groups[name]] + batch_norms(model, batch_norm)

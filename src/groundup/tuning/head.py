@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from groundup.core.registry import METHODS, Card
-from groundup.tuning.freeze import freeze_groups, groups_of
+from groundup.tuning.freeze import groups_of
 
 
 @METHODS.register(
@@ -18,5 +18,4 @@ from groundup.tuning.freeze import freeze_groups, groups_of
     ),
 )
 def head(model: nn.Module) -> list[nn.Module]:
-    groups = groups_of(model, "head")
-    return freeze_groups(model, groups, list(groups)[:-1])
+    return [m for modules in list(groups_of(model, "head").values())[:-1] for m in modules]
