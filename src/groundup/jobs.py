@@ -319,7 +319,7 @@ def _open_base(recipe: Recipe, run: RunFolder, trust_code: bool, train_base: Cal
             expected=recipe.task.name,
             fix="--set task={found}",
         )
-    architecture = files.read_json(base.path / "config.json")["architecture"]
+    architecture = base.architecture
     if architecture != recipe.model.name and ".py:" not in architecture:
         raise RecipeError(
             "init is a '{found}', the recipe's model is '{expected}'",
@@ -334,7 +334,7 @@ def _open_base(recipe: Recipe, run: RunFolder, trust_code: bool, train_base: Cal
 
 def _record_init(run: RunFolder, path: Path, sha256: str) -> None:
     """Raises RunError where a resumed run finds another model or other weights than it began with."""
-    value = {"path": str(path.resolve()), "sha256": sha256}
+    value = {"path": str(path.resolve() if path.exists() else path), "sha256": sha256}
     decided = run.decide("init", value, "the model to start from, with its weights' digest", "起始模型及其权重摘要")
     if decided["sha256"] != value["sha256"]:
         raise RunError(

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 import groundup
 from groundup.core import files
 from groundup.core.errors import ModelError
-from groundup.core.recipe import Recipe
+from groundup.core.recipe import Recipe, Views
 from groundup.core.registry import MODELS, TASKS
 from groundup.data.order import CounterRandom
 from groundup.evaluation.evaluate import evaluating
+from groundup.evaluation.views import viewed
 from groundup.models.base import build_model
+from groundup.models.hub import is_foreign, open_foreign
 from groundup.tasks.base import Task
 from groundup.training.checkpoint import commit, damage, load_weights, system_error, unique_tensors, write_manifest
 
@@ -37,15 +39,26 @@ class Loaded:
     task: Task
     card: dict[str, Any]
     path: Path
+    architecture: str
+    arguments: dict[str, Any]
+    weights: list[Path]
+
+    @property
+    def answering(self) -> nn.Module:
+        """The model with the views (test-time augmentation) that its card asks for: what answers and evaluations use."""
+        views = self.card.get("views")
+        return viewed(self.model, Views(**views) if views else None)
 
     @property
     def sha256(self) -> str:
-        return files.sha256(self.path / "model.safetensors")
+        if len(self.weights) == 1:
+            return files.sha256(self.weights[0])
+        return hashlib.sha256("".join(files.sha256(p) for p in self.weights).encode()).hexdigest()
 
     def predict(self, raw: Any) -> dict[str, Any]:
         """The answer to one raw input: a picture's path, or a row of numbers."""
         with evaluating(self.model):
-            return self.task.answer(self.model, raw)
+            return self.task.answer(self.answering, raw)
 
 
 def build_task(name: str, arguments: dict[str, Any]) -> Task:
@@ -63,13 +76,22 @@ def reference_inputs(input_shape: tuple[int, ...], count: int = 4) -> Tensor:
 
 
 def save(
-    path: Path, *, model: nn.Module, weights: dict[str, Tensor], task: Task, recipe: Recipe, facts: dict[str, Any], readme: str
+    path: Path,
+    *,
+    model: nn.Module,
+    weights: dict[str, Tensor],
+    task: Task,
+    recipe: Recipe,
+    facts: dict[str, Any],
+    readme: str,
+    model_arguments: dict[str, Any],
 ) -> None:
     """Writes a model folder, whole or not at all.
 
     Args:
         weights: what to store (they may be averaged ones); the model is left with them loaded.
         facts: for groundup.json (metrics, data, parent).
+        model_arguments: what builds the model besides the recipe's arguments (the config of a model of transformers).
 
     Raises:
         OSError: it could not be written.
@@ -80,7 +102,7 @@ def save(
         load_weights(model, unique_tensors(weights))
         save_file(unique_tensors(model.state_dict()), temporary / "model.safetensors")
         state = task.state()
-        arguments = recipe.model.arguments
+        arguments = recipe.model.arguments | model_arguments
         config = {
             "architecture": recipe.model.name,
             "arguments": arguments,
@@ -177,7 +199,9 @@ def load(path: Any, *, trust_code: bool = False, device: str = "cpu") -> Loaded:
     Raises:
         ModelError: no model there, damaged, or with code that is not trusted.
     """
-    folder = find(getattr(path, "path", path))
+    if is_foreign(name := str(getattr(path, "path", path))):
+        return _foreign(name, device)
+    folder = find(name)
     if (reason := damage(folder)) is not None:
         raise ModelError(
             "{folder} is damaged: {reason}",
@@ -206,7 +230,23 @@ def load(path: Any, *, trust_code: bool = False, device: str = "cpu") -> Loaded:
     task.load_state({"labels": card["labels"], "preprocessor": files.read_json(folder / "preprocessor.json")})
     model = build_model(names["model"], config["arguments"], tuple(config["input_shape"]), config["num_outputs"])
     load_weights(model, load_file(folder / "model.safetensors"))
-    return Loaded(model.to(device).eval(), task, card, folder)
+    return Loaded(model.to(device).eval(), task, card, folder, config["architecture"], config["arguments"], [folder / "model.safetensors"])
+
+
+def _foreign(name: str, device: str) -> Loaded:
+    """An image classifier of transformers or timm, with a card made for it. What has no classifier has no labels: it can only be tuned."""
+    opened = open_foreign(name)
+    task = build_task("image-classification", {})
+    labels = [] if opened.headless else opened.labels
+    task.load_state({"labels": labels, "preprocessor": opened.preprocessor})
+    card = {
+        "task": {"name": "image-classification", "arguments": {}},
+        "labels": labels,
+        "source_run": opened.name,
+        "versions": {},
+        "metrics": {},
+    }
+    return Loaded(opened.model.to(device).eval(), task, card, opened.path, opened.architecture, opened.arguments, opened.weights)
 
 
 def replay(loaded: Loaded) -> float:

@@ -15,22 +15,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from groundup import jobs, modelfolder
 from groundup.core import console, device, files
-from groundup.core.errors import DataError, GroundupError, TrainError, did_you_mean
+from groundup.core.errors import DataError, GroundupError, ModelError, TrainError, did_you_mean
 from groundup.core.messages import say
-from groundup.core.recipe import Data, Recipe, build, load, override
+from groundup.core.recipe import Columns, Data, Picture, Recipe, build, load, override
 from groundup.core.registry import METHODS
 from groundup.core.run import resolve_run
+from groundup.data import statistics
 from groundup.data.pictures import IMAGE_SUFFIXES
-from groundup.data.prepare import prepare
+from groundup.data.prepare import Prepared, prepare
 from groundup.data.streaming import default_workers
 from groundup.data.table import read_rows
 from groundup.evaluation import card, report
 from groundup.evaluation.evaluate import evaluate as evaluate_split
 from groundup.evaluation.evaluate import summary
+from groundup.evaluation.records import Records, paired, shown_pictures, slices
+from groundup.evaluation.views import parse as parse_views
+from groundup.evaluation.views import viewed
 from groundup.jobs import Job, Overrides, like_base, open_run
 from groundup.models.base import count_parameters
 from groundup.tasks.base import Encoded, Task
@@ -38,6 +43,8 @@ from groundup.training import loop
 from groundup.training.checkpoint import Checkpoints, damage, load_weights
 from groundup.training.signals import StopRequest
 from groundup.training.watch import build_watchers
+
+OPENED = ("transformers", "timm")  # architectures whose arguments come with their weights, not from a recipe
 
 
 @dataclass
@@ -151,10 +158,11 @@ def _finish(job: Job, begin: float, seconds: dict[str, float]) -> Run:
     load_weights(state.model, weights)
     evaluated = time.monotonic()
     name = next((s for s in ("test", "validation", "train") if s in job.prepared.splits), "train")
-    encoded = job.task.prepare(job.prepared.dataset, job.prepared.splits[name], job.plan.device)
-    scores = evaluate_split(job.task, state.model, encoded, job.plan.device)
+    encoded = job.task.prepare(job.prepared.dataset, job.prepared.splits[name], job.plan.device, workers=default_workers())
+    records, views = Records(), recipe.evaluate.views
+    scores = evaluate_split(job.task, viewed(state.model, views), encoded, job.plan.device, records=records)
     assert scores is not None
-    found = summary(scores)
+    found = summary(scores) | _by_record(job.task, job.prepared, job.prepared.splits[name], records, encoded, run.path / "plots")
     before_after = _before_after(job, encoded, found, name) if job.base is not None else None
     seconds["evaluate"] = time.monotonic() - evaluated
     result = {
@@ -179,6 +187,7 @@ def _finish(job: Job, begin: float, seconds: dict[str, float]) -> Run:
         "intervals": {name: found["intervals"]},
         "seed": recipe.train.seed,
         "data": {"spec": recipe.data.model_dump(mode="json"), "fingerprint": job.prepared.fingerprint},
+        "views": views.model_dump() if views else None,
         "parent": {"sha256": run.decisions["init"]["value"]["sha256"]} if "init" in run.decisions else None,
     }
     _save_model(job, weights, facts, card.model_card(recipe, result, data))
@@ -205,6 +214,19 @@ def _finish(job: Job, begin: float, seconds: dict[str, float]) -> Run:
             style="yellow",
         )
     return Run(run.path, result)
+
+
+def _by_record(
+    task: Task, prepared: Prepared, index: NDArray[np.int64], records: Records, encoded: Encoded, pictures: Path | None
+) -> dict[str, Any]:
+    """Slices of the split; and, into the folder `pictures`, the worst and most confused ones."""
+    if not records:
+        return {}
+    found: dict[str, Any] = {"slices": slices(records, {name: column[index] for name, column in prepared.dataset.meta.items()})}
+    if pictures is not None and task.kind == "image":
+        pictures.mkdir(exist_ok=True)
+        found |= shown_pictures(records, task.state()["labels"], encoded, statistics.pil_picture, pictures)
+    return found
 
 
 def _final_weights(job: Job) -> tuple[dict[str, Any], int]:
@@ -238,6 +260,7 @@ def _save_model(job: Job, weights: dict[str, Any], facts: dict[str, Any], readme
         "recipe": job.recipe,
         "facts": facts,
         "readme": readme,
+        "model_arguments": job.base.arguments if job.base is not None and job.base.architecture in OPENED else {},
     }
     try:
         modelfolder.save(run.model, **arguments)
@@ -276,6 +299,7 @@ def _before_after(job: Job, encoded: Encoded, found: dict[str, Any], split: str)
     base = modelfolder.load(job.base.path, trust_code=True, device=str(job.plan.device))  # its code ran already in this process
     metric = job.plan.metric
     same = base.task.state()["labels"] == job.task.state()["labels"]
+    keeps = job.recipe.keep_classes
     row: dict[str, Any] = {
         "what": "new data",
         "what_zh": "新数据",
@@ -300,14 +324,18 @@ def _before_after(job: Job, encoded: Encoded, found: dict[str, Any], split: str)
         where = next(s for s in ("test", "validation", "train") if s in old.splits)
         old_encoded = base.task.prepare(old.dataset, old.splits[where], job.plan.device)
         before = evaluate_split(base.task, base.model, old_encoded, job.plan.device)
-        if not same:  # the old head on the tuned features
+        judge: Task = base.task
+        if keeps and not same:  # the old classes among all of them
+            judge, model = job.task, job.state.model
+            old_encoded = judge.prepare(old.dataset, old.splits[where], job.plan.device)
+        elif not same:  # the old head on the tuned features
             own = job.state.model.state_dict()
             head = _head_keys(base.model)
             base.model.load_state_dict({k: v if k in head else own[k] for k, v in base.model.state_dict().items()})
-            model: nn.Module = base.model
+            model = base.model
         else:
             model = job.state.model
-        after = evaluate_split(base.task, model, old_encoded, job.plan.device)
+        after = evaluate_split(judge, model, old_encoded, job.plan.device)
         assert before is not None and after is not None
         old_metric = metric if metric in before.compute() else base.task.default_metric
         rows.append(
@@ -319,8 +347,8 @@ def _before_after(job: Job, encoded: Encoded, found: dict[str, Any], split: str)
                 "before_interval": list(before.intervals()[old_metric]),
                 "after": after.compute()[old_metric],
                 "after_interval": list(after.intervals()[old_metric]),
-                "note": "" if same else "with the base's own head put back on the tuned features",
-                "note_zh": "" if same else "在微调后的特征上放回起始模型原来的输出层",
+                "note": "" if same else "among old and new classes" if keeps else "with the base's own head put back on the tuned features",
+                "note_zh": "" if same else "在新旧类别之中" if keeps else "在微调后的特征上放回起始模型原来的输出层",
             }
         )
     except (DataError, StopIteration, KeyError) as error:
@@ -344,7 +372,6 @@ def tuning_recipe(
 ) -> Recipe:
     """The recipe of a fine-tuning run: the base model's task and architecture, new data, a method, gentler defaults than from scratch."""
     base = modelfolder.load(model, trust_code=trust_code)
-    config = files.read_json(base.path / "config.json")
     METHODS.get(method)  # an unknown method is an error before anything is read
 
     def named(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -355,8 +382,8 @@ def tuning_recipe(
         "name": f"{base.card['source_run']}-{method}",
         "task": named(base.card["task"]["name"], base.card["task"]["arguments"]),
         "data": {"source": data},
-        "model": named(config["architecture"], config["arguments"]),
-        "init": str(base.path.resolve()),
+        "model": named(base.architecture, {} if base.architecture in OPENED else base.arguments),
+        "init": str(model) if str(model).startswith(("hub:", "timm:")) else str(base.path.resolve()),
         "method": {"name": method},
         "optim": {"lr": 1e-2 if method == "head" else 1e-3},
         "schedule": {"warmup": 0.05},
@@ -390,6 +417,8 @@ def evaluate(
     split: str | None = None,
     overrides: Overrides | None = None,
     out: str | Path | None = None,
+    against: str | Path | Run | None = None,
+    views: str | None = None,
     trust_code: bool = False,
 ) -> dict[str, Any]:
     """The metrics of a model on its own data or on another set, with 95 % intervals.
@@ -399,11 +428,22 @@ def evaluate(
         split: 'train', 'validation', 'test' or 'all' (default: test where there is one, else validation; 'all' for other data without splits).
         overrides: keys of the data section, as {'data.classes': [...]}.
         out: a folder for report.html, plots and metrics.json.
+        against: another model, compared on the same records by a paired test.
+        views: test-time augmentation, as 'flip,shift=1' or 'none' (default: what the model was made with).
     """
     begin = time.monotonic()
     loaded = modelfolder.load(model, trust_code=trust_code)
-    own = Data.model_validate(loaded.card["data"]["spec"])
-    config = own if data is None else Data(source=data, columns=own.columns, classes=None)
+    _can_answer(loaded)
+    if views is not None:
+        chosen = parse_views(views)
+        loaded.card["views"] = chosen.model_dump() if chosen else None
+    own = Data.model_validate(loaded.card["data"]["spec"]) if "data" in loaded.card else None
+    if own is None and data is None:
+        raise DataError(
+            "{model} does not come with data of its own", "{model} 没有自带数据", model=loaded.card["source_run"], fix="--data SPEC"
+        )
+    config = own if data is None else Data(source=data, columns=own.columns if own else Columns(), classes=None)
+    assert config is not None
     if overrides:
         tree = {"name": "evaluate", "task": loaded.card["task"]["name"], "model": "linear", "data": config.model_dump(mode="json")}
         config = build(override(tree, overrides), "--set", overridden=overrides).data
@@ -421,33 +461,81 @@ def evaluate(
             "{data} has no split '{split}'." + hint, "{data} 没有划分 '{split}'。" + hint_zh, data=prepared.dataset.name, split=name
         )
     at = torch.device(device.choose_device().value)
+    folder = Path(out).expanduser() if out is not None else None
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     loaded.model.to(at)
     encoded = loaded.task.prepare(prepared.dataset, splits[name], at, workers=default_workers())
-    scores = evaluate_split(loaded.task, loaded.model, encoded, at)
+    records = Records()
+    scores = evaluate_split(loaded.task, loaded.answering, encoded, at, records=records)
     assert scores is not None
+    found = summary(scores) | _by_record(loaded.task, prepared, splits[name], records, encoded, folder and folder / "plots")
+    if against is not None:
+        found["against"] = _against(against, loaded, prepared, splits[name], records, at, trust_code)
     result = {
         "model": str(loaded.path),
         "data": prepared.dataset.name,
         "fingerprint": prepared.fingerprint,
         "split": name,
         "records": len(encoded),
-        "same_data_as_training": prepared.fingerprint == loaded.card["data"]["fingerprint"],
+        "same_data_as_training": prepared.fingerprint == loaded.card.get("data", {}).get("fingerprint"),
         "metric": loaded.task.default_metric,
-        **summary(scores),
+        "views": loaded.card.get("views"),
+        **found,
         "seconds": round(time.monotonic() - begin, 3),
     }
-    if out is not None:
-        folder = Path(out).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
+    if folder is not None:
         files.write_json(folder / "metrics.json", result)
         result["report"] = str(report.evaluation_report(folder, f"{loaded.card['source_run']} on {prepared.dataset.name}", result))
     return result
 
 
+def _against(
+    other: Any,
+    loaded: modelfolder.Loaded,
+    prepared: Prepared,
+    index: NDArray[np.int64],
+    records: Records,
+    at: torch.device,
+    trust_code: bool,
+) -> dict[str, Any]:
+    """Another model on the same records, the difference tested in pairs."""
+    second = modelfolder.load(other, trust_code=trust_code)
+    if not records or second.task.state()["labels"] != loaded.task.state()["labels"]:
+        raise ModelError(
+            "{a} and {b} cannot be compared: a paired test needs two models for the same labels",
+            "{a} 与 {b} 无法比较：配对检验要求两个模型的标签相同",
+            a=loaded.path,
+            b=second.path,
+        )
+    if second.task.state()["preprocessor"]["shape"] != loaded.task.state()["preprocessor"]["shape"]:  # each sees pictures in its own size
+        prepared = prepare(
+            like_base(prepared.config.model_copy(update={"image": Picture()}), second), classification=second.task.classification
+        )
+    second.model.to(at)
+    seen = Records()
+    encoded = second.task.prepare(prepared.dataset, index, at, workers=default_workers())
+    scores = evaluate_split(second.task, second.answering, encoded, at, records=seen)
+    assert scores is not None
+    return {"model": str(second.path), "accuracy": float(seen.right.mean()), **paired(records, seen)}
+
+
 def predict(model: str | Path | Run | modelfolder.Loaded, *inputs: Any, trust_code: bool = False) -> list[dict[str, Any]]:
     """Answers to raw inputs: paths of pictures, folders of pictures, rows of numbers ('5.1,3.5,1.4,0.2'), or CSV files of rows."""
     loaded = model if isinstance(model, modelfolder.Loaded) else modelfolder.load(model, trust_code=trust_code)
+    _can_answer(loaded)
     return [{"input": label, **loaded.predict(raw)} for item in inputs for label, raw in _expand(item, loaded.task)]
+
+
+def _can_answer(loaded: modelfolder.Loaded) -> None:
+    if loaded.task.kind == "image" and not loaded.task.state()["labels"]:
+        raise ModelError(
+            "{model} has no classifier: its weights are features only",
+            "{model} 没有分类器：其权重只有特征部分",
+            model=loaded.card["source_run"],
+            fix="groundup tune MODEL --data SPEC   gives it one",
+            fix_zh="groundup tune MODEL --data SPEC   可为它训练一个",
+        )
 
 
 def _expand(item: Any, task: Task) -> list[tuple[str, Any]]:

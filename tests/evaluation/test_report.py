@@ -128,7 +128,7 @@ def test_everything_is_there(run):
     fill(run)
     page = read(write_report(run, result_of(**scores(["a", "b"]), before_after=before_after()), language="en"))
     assert page.headings == [
-        "Training curves", "Before and after tuning", "Metrics", "By class", "Confusion", "Data", "Automatic choices", "Events", "Skipped records",
+        "Training curves", "Before and after tuning", "Metrics", "By class", "Confusion", "Calibration", "Data", "Automatic choices", "Events", "Skipped records",
         "How to reproduce", "Environment",
     ]  # fmt: skip
     for text in ("1,234", "3f3f", "no accelerator <was> found", "a note on the data", "No space left on device", "step-000100", "something_new: fact 1",
@@ -136,9 +136,9 @@ def test_everything_is_there(run):
         assert text in page.text, text
     assert "row 20" not in page.text
     assert {p.name for p in (run.path / "plots").iterdir()} == {
-        "loss.png", "metric.png", "rate.png", "gradient.png", "confusion.png", "classes.png", "before_after.png",
+        "loss.png", "metric.png", "rate.png", "gradient.png", "confusion.png", "classes.png", "before_after.png", "calibration.png",
     }  # fmt: skip
-    assert len(page.links) == 7
+    assert len(page.links) == 8
 
 
 def test_chinese_page_and_language_is_put_back(run):
@@ -206,7 +206,7 @@ def test_evaluation_report(tmp_path):
     result = {"model": "/x/model", "data": "<iris>", "fingerprint": "ab", "split": "all", "records": 300, "same_data_as_training": False,
               "metric": "accuracy", "seconds": 1.2, **scores(NASTY)}  # fmt: skip
     page = read(evaluation_report(tmp_path, "demo on <iris>", result))
-    assert "demo on <iris>" in page.text and len(page.links) == 2 and "/x/model" not in page.text
+    assert "demo on <iris>" in page.text and len(page.links) == 3 and "/x/model" not in page.text
 
 
 def test_starts_of_a_run():

@@ -33,6 +33,11 @@ def describe(prepared: Prepared, *, classification: bool) -> dict[str, Any]:
         labels = labels_of(dataset)
         classes = sorted(set(labels.tolist()), key=natural)
         facts["classes"] = {c: {name: int((labels[index] == c).sum()) for name, index in prepared.splits.items()} for c in classes}
+    elif dataset.kind == "image" and dataset.target_names:
+        hot = numeric_target(dataset) > 0
+        facts["classes"] = {
+            c: {name: int(hot[index, k].sum()) for name, index in prepared.splits.items()} for k, c in enumerate(dataset.target_names)
+        }
     else:
         target = numeric_target(dataset)
         facts["target"] = {"min": float(target.min()), "mean": float(target.mean()), "std": float(target.std()), "max": float(target.max())}
@@ -116,6 +121,13 @@ def problems(prepared: Prepared, *, classification: bool) -> list[dict[str, Any]
     return found
 
 
+def pil_picture(pixels: Any) -> Any:
+    """uint8 [C, H, W] -> a PIL picture."""
+    from PIL import Image
+
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
 def sample_grid(prepared: Prepared, path: Path, *, columns: int = 10, rows: int = 6) -> None:
     """A PNG of training pictures, class by class along the rows; each 32 to 256 pixels high where its shape allows."""
     import io
@@ -126,7 +138,7 @@ def sample_grid(prepared: Prepared, path: Path, *, columns: int = 10, rows: int 
     if dataset.kind != "image":
         raise DataError("{name} holds vectors; a grid needs pictures", "{name} 是向量数据，图片网格需要图片", name=dataset.name)
     order = train[hashed_order([dataset.digests[i] for i in train], 0)]
-    labels = labels_of(dataset)
+    labels = labels_of(dataset) if dataset.target.ndim == 1 else np.zeros(len(dataset), dtype=np.str_)
     classes = sorted(set(labels[order].tolist()), key=natural)[: rows if len(set(labels.tolist())) > 1 else 1]
     chosen = (
         [order[labels[order] == c][:columns] for c in classes]
@@ -143,7 +155,7 @@ def sample_grid(prepared: Prepared, path: Path, *, columns: int = 10, rows: int 
     for r, index in enumerate(chosen):
         pictures = dataset.inputs.fetch(index).numpy() if len(index) else []
         for c, pixels in enumerate(pictures):
-            picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).resize((wide, high), filtering)
+            picture = pil_picture(pixels).resize((wide, high), filtering)
             sheet.paste(picture, (2 + c * (wide + 2), 2 + r * (high + 2)))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from groundup.data.streaming import StreamedImages
+from groundup.evaluation.records import Records, judge
 from groundup.metrics import MetricSet
 from groundup.tasks.base import Batch, Encoded, Task
 
@@ -47,12 +48,14 @@ def evaluate(
     batch_size: int = 1024,
     intervals: bool = True,
     stop: Callable[[], bool] = lambda: False,
+    records: Records | None = None,
 ) -> MetricSet | None:
     """The metrics of a split, or None where `stop` asked to leave in the middle.
 
     Args:
         batch_size: records of one forward pass; the values do not depend on it beyond rounding.
         intervals: also gather what confidence intervals need.
+        records: filled with what is kept of each record.
     """
     metrics = task.metrics()
     metrics.resampling = intervals
@@ -60,7 +63,9 @@ def evaluate(
         for batch in in_order(task, encoded, batch_size, device):
             if stop():
                 return None
-            task.score(model, batch, metrics)
+            outputs = task.score(model, batch, metrics)
+            if records is not None and (judged := judge(task, outputs, batch)) is not None:
+                records.add(judged)
     return metrics
 
 

@@ -44,6 +44,9 @@ section > :last-child { margin-bottom: 0; }
 .gallery.one { grid-template-columns: minmax(0, 540px); }
 .gallery.large { grid-template-columns: minmax(0, 800px); }
 .gallery.wide { grid-template-columns: minmax(0, 1fr); }
+.photos { display: grid; grid-template-columns: repeat(auto-fill, minmax(148px, 1fr)); gap: 14px 16px; margin: 8px 0 12px; }
+.photos img { width: 144px; height: 144px; object-fit: contain; background: var(--back); }
+.photos figcaption { overflow-wrap: anywhere; }
 figure { margin: 0; }
 figcaption { font-size: 13px; margin-top: 2px; }
 img { display: block; max-width: 100%; height: auto; border-radius: 6px; }
@@ -224,3 +227,15 @@ def gallery(folder: Path, names: Sequence[str], captions: dict[str, str], *, siz
     )
     size = size or ("one" if len(found) == 1 else "")
     return f'<div class="gallery {size}">{shown}</div>' if shown else ""
+
+
+def photos(folder: Path, entries: Sequence[tuple[str, str, str]]) -> str:
+    """Small pictures with words under them: (file, caption, the record's name). Files that are missing are left out."""
+    shown = "".join(
+        f'<figure><img class="photo" alt="{esc(caption)}" title="{esc(record)}" '
+        f'src="data:image/png;base64,{base64.b64encode((folder / name).read_bytes()).decode()}">'
+        f"<figcaption>{esc(caption)}{small(record)}</figcaption></figure>"
+        for name, caption, record in entries
+        if (folder / name).is_file()
+    )
+    return f'<div class="photos">{shown}</div>' if shown else ""

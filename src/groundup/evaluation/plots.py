@@ -134,6 +134,31 @@ def metric_curve(path: Path, evaluation: Sequence[Row], metric: str, best_step: 
     return _save(figure, path)
 
 
+def reliability(path: Path, calibration: dict[str, Any]) -> Path:
+    """Share of right answers over confidence; the diagonal is perfect calibration, the bars below show where the records are."""
+    figure = _figure(4.2, 3.9)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    bins = len(calibration["records"])
+    used = [i for i in range(bins) if calibration["records"][i]]
+    middle = [(i + 0.5) / bins for i in range(bins)]
+    _axes(above, title="Calibration", x="", y="share right")
+    above.plot([0, 1], [0, 1], color=GREY, linewidth=0.9, linestyle=(0, (3, 3)))
+    above.bar([middle[i] for i in used], [calibration["accuracy"][i] for i in used], width=0.9 / bins, color=BLUE, alpha=0.35)
+    above.plot(
+        [calibration["confidence"][i] for i in used],
+        [calibration["accuracy"][i] for i in used],
+        "o-",
+        color=BLUE,
+        markersize=3.5,
+        linewidth=1.2,
+    )
+    above.set_xlim(0, 1)
+    above.set_ylim(0, 1.02)
+    _axes(below, x="confidence", y="records")
+    below.bar(middle, calibration["records"], width=0.9 / bins, color=GREY)
+    return _save(figure, path)
+
+
 def learning_rate(path: Path, train: Sequence[Row]) -> Path:
     """The schedule as it was; never smoothed."""
     figure = _figure(5.2, 2.5)

@@ -122,6 +122,8 @@ def _draw_scores(pictures: Path, result: dict[str, Any]) -> None:
         plots.confusion_matrix(pictures / "confusion.png", confusion["classes"], confusion["matrix"])
     if per_class := result.get("per_class"):
         plots.class_bars(pictures / "classes.png", per_class)
+    if calibration := result.get("calibration"):
+        plots.reliability(pictures / "calibration.png", calibration)
     if rows := (result.get("before_after") or {}).get("rows"):
         plots.before_after(pictures / "before_after.png", rows)
 
@@ -136,6 +138,10 @@ def _captions() -> dict[str, str]:
             "rows: true class; columns: predicted class; colour: share of the row", "行：真实类别；列：预测类别；颜色：占该行的比例"
         ),
         "classes": say("precision, recall and F1 of each class", "各类别的精确率、召回率与 F1"),
+        "calibration": say(
+            "points: mean confidence and share right of each bin; dashes: perfect calibration",
+            "点：每一档的平均置信度与正确率；虚线：理想校准",
+        ),
         "samples": say("training pictures, class by class", "训练图片，按类别排列"),
         "before_after": say("whiskers: 95 % intervals", "须线：95 % 区间"),
     }
@@ -169,7 +175,111 @@ def _score_sections(pictures: Path, result: dict[str, Any]) -> list[Section]:
         (say("Metrics", "指标"), _metrics(result)),
         (say("By class", "分类别"), _per_class(pictures, result)),
         (say("Confusion", "混淆矩阵"), _confusion(pictures, result)),
+        (say("Worst and most confused pictures", "错得最严重与最易混淆的图片"), _pictures(pictures, result)),
+        (say("Calibration", "校准"), _calibration(pictures, result)),
+        (say("Slices", "分组"), _slices(result)),
+        (say("Compared with another model", "与另一个模型比较"), _comparison(result)),
     ]
+
+
+def _calibration(pictures: Path, result: dict[str, Any]) -> str:
+    ece = result.get("metrics", {}).get("ece")
+    if not result.get("calibration") or ece is None:
+        return ""
+    facts = result["calibration"]
+    sure = sum(c * n for c, n in zip(facts["confidence"], facts["records"])) / max(sum(facts["records"]), 1)
+    right = sum(a * n for a, n in zip(facts["accuracy"], facts["records"])) / max(sum(facts["records"]), 1)
+    spread = interval(result.get("intervals", {}).get("ece"))
+    rows = [
+        (say("expected calibration error", "期望校准误差（ECE）"), number(ece) + page.small(spread)),
+        (say("mean confidence", "平均置信度"), number(sure)),
+        (say("share right", "正确的比例"), number(right)),
+    ]
+    words = (
+        say("On the whole it is surer than it is right.", "总体上，它的把握高于实际的正确率。")
+        if sure > right
+        else say("On the whole it is righter than it is sure.", "总体上，它的把握低于实际的正确率。")
+    )
+    picture = page.gallery(pictures, ["calibration"], _captions())
+    return page.split(picture, page.facts(rows) + page.note(words))
+
+
+def _pictures(pictures: Path, result: dict[str, Any]) -> str:
+    def shown(entries: list[dict[str, Any]]) -> str:
+        return page.photos(
+            pictures,
+            [
+                (
+                    e["file"],
+                    say(
+                        "{true} taken for {predicted} ({p:.0%}; true {q:.1%})",
+                        "{true} 被认作 {predicted}（{p:.0%}；真实 {q:.1%}）",
+                        true=e["true"],
+                        predicted=e["predicted"],
+                        p=e["probability"],
+                        q=e["probability_of_true"],
+                    ),
+                    e["record"],
+                )
+                for e in entries
+            ],
+        )
+
+    if not result.get("worst"):
+        return ""
+    html = page.note(say("Wrong answers with the least probability for the true class:", "真实类别概率最低的错误：")) + shown(
+        result["worst"]
+    )
+    for pair in result.get("confused", []):
+        title = say(
+            "{true} taken for {predicted}: {n} records",
+            "{true} 被认作 {predicted}：{n} 条",
+            true=pair["true"],
+            predicted=pair["predicted"],
+            n=pair["records"],
+        )
+        html += page.folded(title, shown(pair["pictures"]))
+    return html
+
+
+def _slices(result: dict[str, Any]) -> str:
+    rows = [
+        [
+            esc(s["column"]),
+            esc(s["slice"]),
+            number(s["records"]),
+            page.meter(s["accuracy"], number(s["accuracy"])),
+            interval(s["interval"]),
+            esc(say("differs", "有差异")) if s["differs"] else "",
+        ]
+        for s in result.get("slices") or []
+    ]
+    columns = [
+        say("column", "列"),
+        say("part", "部分"),
+        say("records", "记录数"),
+        say("accuracy", "准确率"),
+        say("95 % interval", "95 % 区间"),
+        "",
+    ]
+    note = say("'differs': the interval does not hold the accuracy of the other records. Of many parts, one in twenty differs by chance.",
+               "“有差异”：区间不包含其余记录的准确率。部分很多时，约二十分之一会偶然如此。")  # fmt: skip
+    return page.table(columns, rows, right=(2, 3)) + page.note(note) if rows else ""
+
+
+def _comparison(result: dict[str, Any]) -> str:
+    found = result.get("against")
+    if not found:
+        return ""
+    rows = [
+        (say("the other model", "另一个模型"), esc(found["model"])),
+        (say("its accuracy", "它的准确率"), number(found["accuracy"])),
+        (say("difference", "差值"), f"{found['difference']:+.4f}" + page.small(interval(found["interval"]))),
+        (say("only this one right", "仅本模型正确"), number(found["only_first_right"])),
+        (say("only the other right", "仅另一个正确"), number(found["only_second_right"])),
+        (say("p (McNemar, exact)", "p 值（McNemar 精确检验）"), number(found["p_value"])),
+    ]
+    return page.facts(rows)
 
 
 def _metrics(result: dict[str, Any]) -> str:

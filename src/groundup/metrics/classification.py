@@ -31,6 +31,20 @@ def scores_of(confusion: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     }
 
 
+BINS = 15
+
+
+def expected_calibration_error(bins: NDArray[np.float64], confidence: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far the confidence is from the share of right answers, averaged over the records (Guo et al., arXiv 1706.04599, eq. 3; 15 bins of
+    equal width).
+
+    Args:
+        bins, confidence: counts and summed confidences [..., (wrong, right), bins].
+    """
+    gap = np.abs(bins[..., 1, :] - confidence.sum(-2)).sum(-1)
+    return ratio(gap, bins.sum((-2, -1)))
+
+
 class ClassificationMetrics(MetricSet):
     """One label of several. Outputs are logits [B, classes], or [B, 1] for two classes (positive: the second); targets int64 [B]."""
 
@@ -38,7 +52,9 @@ class ClassificationMetrics(MetricSet):
         self.classes = classes
         self.confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
         self.top5, self.loss_sum = 0, 0.0
-        self.higher_is_better = dict.fromkeys(scores_of(np.zeros((1, 1))), True) | {"loss": False}
+        self.bins = np.zeros((2, BINS))  # records by confidence, wrong ones and right ones
+        self.confidence = np.zeros((2, BINS))  # sums of it
+        self.higher_is_better = dict.fromkeys(scores_of(np.zeros((1, 1))), True) | {"loss": False, "ece": False}
         if len(classes) > 5:
             self.higher_is_better["top5_accuracy"] = True
 
@@ -50,12 +66,17 @@ class ClassificationMetrics(MetricSet):
         if n > 5:
             self.top5 += int((outputs.topk(5, dim=1).indices == targets[:, None]).any(1).sum())
         self.loss_sum += loss_sum
+        sure = (outputs[:, 0].abs().sigmoid() if outputs.shape[1] == 1 else outputs.softmax(1).amax(1)).double().cpu().numpy()
+        cell = (predicted == targets).cpu().numpy() * BINS + np.minimum((sure * BINS).astype(np.int64), BINS - 1)
+        self.bins += np.bincount(cell, minlength=2 * BINS).reshape(2, BINS)
+        self.confidence += np.bincount(cell, sure, minlength=2 * BINS).reshape(2, BINS)
 
     def compute(self) -> dict[str, float]:
         total = int(self.confusion.sum())
         if not total:
             return dict.fromkeys(self.higher_is_better, float("nan"))
         values = {"loss": self.loss_sum / total} | {k: float(v) for k, v in scores_of(self.confusion.astype(np.float64)).items()}
+        values["ece"] = float(expected_calibration_error(self.bins, self.confidence))
         if len(self.classes) > 5:
             values["top5_accuracy"] = self.top5 / total
         return values
@@ -77,6 +98,9 @@ class ClassificationMetrics(MetricSet):
             for name, value in scores_of(resampled.reshape(count, n, n)).items():
                 parts.setdefault(name, []).append(value)
         found = {name: percentile_interval(np.concatenate(v)) for name, v in parts.items()}
+        # Within a bin, right or wrong, confidences are nearly equal: their mean stands for each.
+        drawn = random.multinomial(total, self.bins.ravel() / total, size=RESAMPLES).reshape(-1, 2, BINS).astype(np.float64)
+        found["ece"] = percentile_interval(expected_calibration_error(drawn, drawn * ratio(self.confidence, self.bins)))
         # Recall weighted by support is the accuracy.
         found["accuracy"] = found["recall_weighted"] = share_interval(int(np.trace(self.confusion)), total)
         if n > 5:
@@ -90,7 +114,14 @@ class ClassificationMetrics(MetricSet):
         per_class = {
             name: {k: float(v[i]) for k, v in columns.items()} | {"support": int(support[i])} for i, name in enumerate(self.classes)
         }
-        return {"per_class": per_class, "confusion": {"classes": self.classes, "rows_are": "true", "matrix": self.confusion.tolist()}}
+        n, right = self.bins.sum(0), self.bins[1]
+        calibration = {
+            "records": n.astype(int).tolist(),
+            "confidence": ratio(self.confidence.sum(0), n).tolist(),
+            "accuracy": ratio(right, n).tolist(),
+        }
+        confusion = {"classes": self.classes, "rows_are": "true", "matrix": self.confusion.tolist()}
+        return {"per_class": per_class, "confusion": confusion, "calibration": calibration}
 
 
 class MultiLabelMetrics(MetricSet):

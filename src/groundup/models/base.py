@@ -51,6 +51,14 @@ class Model(nn.Module, ABC):
         return torch.zeros(batch_size, *self.input_shape, device=next(self.parameters()).device)
 
 
+class Holder(nn.Module):
+    """A bare parameter as a module, for layer groups."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        super().__init__()
+        self.parameter = parameter
+
+
 def fresh_head(in_features: int, num_outputs: int) -> nn.Linear:
     """A new last layer, all zeros: the first updates then teach the head alone and do not disturb features through random weights
     (Kolesnikov et al., Big Transfer, arXiv 1912.11370, 3.3; Dosovitskiy et al., arXiv 2010.11929, 3.2)."""

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from groundup.core.errors import ModelError
 from groundup.core.registry import MODELS, Card
-from groundup.models.base import Model, check_images, fresh_head
+from groundup.models.base import Holder, Model, check_images, fresh_head
 
 
 class Block(nn.Module):
@@ -89,15 +89,7 @@ class ViT(Model):
 
     def layer_groups(self) -> dict[str, list[nn.Module]]:
         return {
-            "embed": [self.embed, _Holder(self.position)],
+            "embed": [self.embed, Holder(self.position)],
             **{f"block{i}": [block] for i, block in enumerate(self.blocks)},
             "head": [self.norm, self.fc],
         }
-
-
-class _Holder(nn.Module):
-    """A bare parameter as a module, for layer groups."""
-
-    def __init__(self, parameter: nn.Parameter) -> None:
-        super().__init__()
-        self.parameter = parameter

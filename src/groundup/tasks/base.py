@@ -122,8 +122,8 @@ class Task(ABC):
         """One forward pass and its loss."""
 
     @abstractmethod
-    def score(self, model: nn.Module, batch: Batch, metrics: MetricSet) -> None:
-        """One forward pass, added to the metrics."""
+    def score(self, model: nn.Module, batch: Batch, metrics: MetricSet) -> Tensor:
+        """One forward pass, added to the metrics; gives the outputs."""
 
     @abstractmethod
     def metrics(self) -> MetricSet:
@@ -217,6 +217,11 @@ class ImageInputs:
             x = augment(x, self.augment, rng)
         mean, std = _per_channel(tuple(self.mean), tuple(self.std), x.device)
         return (x - mean) / std
+
+    def brightness(self, inputs: Tensor) -> Tensor:
+        """The mean pixel of each picture that was normalised, float [B] on the scale 0..1."""
+        mean, std = _per_channel(tuple(self.mean), tuple(self.std), inputs.device)
+        return (inputs * std + mean).mean((1, 2, 3))
 
     def read(self, raw: Any) -> Tensor:
         """A path, bytes, a PIL picture or an array -> uint8 [1, C, H, W] in the model's size. Raises DataError."""

@@ -225,9 +225,22 @@ class ClassLabels:
             return Loss(total, len(targets))
         return Loss(total, weights[targets].sum() if targets.ndim == 1 else (targets * weights).sum())
 
-    def score(self, model: nn.Module, batch: Batch, metrics: MetricSet) -> None:
+    def score(self, model: nn.Module, batch: Batch, metrics: MetricSet) -> Tensor:
         outputs = self.checked(model(batch.inputs), batch)
         metrics.update(outputs, batch.targets, float(self.label_loss(outputs, batch.targets)))
+        return outputs
+
+    def judge(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """What is kept of each record of an evaluation, see `evaluation.records`."""
+        p = self.probabilities(outputs)
+        if self.multi_label:
+            loss = F.binary_cross_entropy_with_logits(outputs.float(), targets, reduction="none").mean(1)
+            several = torch.full((len(p),), -1)
+            right = ((p > 0.5) == (targets > 0.5)).all(1)
+            return {"right": right, "loss": loss, "predicted": several, "true": several, "probability": torch.maximum(p, 1 - p).amin(1)}
+        best, predicted = p.max(1)
+        loss = -p.gather(1, targets[:, None])[:, 0].clamp(min=1e-30).log()
+        return {"right": predicted == targets, "loss": loss, "predicted": predicted, "true": targets, "probability": best}
 
     def checked(self, outputs: Any, batch: Batch) -> Tensor:
         """The outputs, or an error that says which shape a user's model should give."""

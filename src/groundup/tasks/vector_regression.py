@@ -115,9 +115,10 @@ class VectorRegression(VectorInputs, Task):
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         return Loss(self._loss(self._outputs(model, batch), batch.targets), batch.targets.numel())
 
-    def score(self, model: nn.Module, batch: Batch, metrics: MetricSet) -> None:
+    def score(self, model: nn.Module, batch: Batch, metrics: MetricSet) -> Tensor:
         outputs = self._outputs(model, batch)
         metrics.update(outputs, batch.targets, float(self._loss(outputs, batch.targets)))
+        return outputs
 
     def metrics(self) -> MetricSet:
         return RegressionMetrics(self.targets, self.scale, self.offset)
