@@ -23,6 +23,8 @@ _PUBLIC = {
     "tune": ("groundup.pipeline", "tune"),
     "evaluate": ("groundup.pipeline", "evaluate"),
     "predict": ("groundup.pipeline", "predict"),
+    "export": ("groundup.pipeline", "export"),
+    "serve": ("groundup.pipeline", "serve"),
     "load": ("groundup.modelfolder", "load"),
     "Run": ("groundup.pipeline", "Run"),
     "Recipe": ("groundup.core.recipe", "Recipe"),

@@ -106,8 +106,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help=_help(
-        "From an empty machine to a fine-tuned model in service, on PyTorch 2.\n\nenv -> data -> models -> train -> evaluate -> tune -> predict",
-        "在 PyTorch 2 上，从一台空机器到一个微调好的模型。\n\nenv -> data -> models -> train -> evaluate -> tune -> predict",
+        "From an empty machine to a fine-tuned model in service, on PyTorch 2.\n\nenv -> data -> models -> train -> evaluate -> tune -> export -> serve",
+        "在 PyTorch 2 上，从一台空机器到一个微调好的模型。\n\nenv -> data -> models -> train -> evaluate -> tune -> export -> serve",
     ),
     epilog=_help("Start here: groundup demo", "从这里开始：groundup demo"),
 )
@@ -270,7 +270,25 @@ def train(
 
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help=_help("A run folder, a run's name, or a model folder.", "运行目录、运行名称或模型目录。"))
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help=_help(
+            "A run folder, a run's name, a model folder, hub:owner/name, timm:name, or a folder of transformers.",
+            "运行目录、运行名称、模型目录、hub:owner/name、timm:名称，或 transformers 的模型文件夹。",
+        ),
+    ),
+]
+Views = Annotated[
+    str | None,
+    typer.Option(
+        "--views",
+        metavar="flip,shift=1",
+        help=_help(
+            "Test-time augmentation: average over mirrored and moved views ('none' for a single one).",
+            "测试时增强：对镜像与平移的视图取平均（none 表示单一视图）。",
+        ),
+    ),
 ]
 
 
@@ -282,10 +300,29 @@ def tune(
         str,
         typer.Option(
             "--method",
-            metavar="full|freeze|head",
-            help=_help("What is trained: everything, the last layer groups, or the head.", "训练哪些部分：全部、后面的层组，或仅输出层。"),
+            metavar="full|freeze|head|head-first|gradual",
+            help=_help(
+                "What is trained: everything, the last layer groups, the head, the head first and then all, or one group after the other.",
+                "训练哪些部分：全部、后面的层组、仅输出层、先输出层后全部，或逐组解冻。",
+            ),
         ),
     ] = "full",
+    keep_classes: Annotated[
+        bool,
+        typer.Option(
+            "--keep-classes",
+            help=_help("Add the new data's classes to the old ones instead of replacing them.", "保留旧类别，并加入新数据的类别。"),
+        ),
+    ] = False,
+    rehearse: Annotated[
+        int,
+        typer.Option(
+            "--rehearse",
+            metavar="N",
+            min=0,
+            help=_help("Mix in N records of the model's own data, against forgetting.", "混入模型原数据的 N 条记录，以减少遗忘。"),
+        ),
+    ] = 0,
     sets: Sets = None,
     out: Out = None,
     resume: Resume = False,
@@ -300,7 +337,9 @@ def tune(
 
     from groundup import pipeline
 
-    recipe = partial(pipeline.tuning_recipe, model, data, method, _sets(sets), trust_code=trust_code)
+    recipe = partial(
+        pipeline.tuning_recipe, model, data, method, _sets(sets), keep_classes=keep_classes, rehearse=rehearse, trust_code=trust_code
+    )
     return _training(
         lambda: pipeline.train(recipe(), out=out, resume=resume, extend=extend, trust_code=trust_code),
         lambda: pipeline.plan_only(recipe()),
@@ -333,6 +372,15 @@ def evaluate(
             help=_help("Write report.html, plots and metrics.json there.", "把 report.html、图和 metrics.json 写到这里。"),
         ),
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="MODEL",
+            help=_help("Compare with another model on the same records (paired test).", "在相同记录上与另一个模型比较（配对检验）。"),
+        ),
+    ] = None,
+    views: Views = None,
     trust_code: Trust = False,
     json: Json = False,
     lang: Lang = None,
@@ -341,7 +389,9 @@ def evaluate(
     from groundup import inspecting, pipeline
 
     return Call(
-        lambda: pipeline.evaluate(model, data, split=split, overrides=_sets(sets), out=out, trust_code=trust_code),
+        lambda: pipeline.evaluate(
+            model, data, split=split, overrides=_sets(sets), out=out, against=against, views=views, trust_code=trust_code
+        ),
         inspecting.print_evaluation,
         json,
     )
@@ -372,6 +422,103 @@ def predict(
     from groundup import inspecting, pipeline
 
     return Call(lambda: {"predictions": pipeline.predict(model, *inputs, trust_code=trust_code)}, inspecting.print_predictions, json)
+
+
+@app.command(
+    help=_help(
+        "Write a model for other programs, its preprocessing inside; exit 3 when the file's outputs differ.",
+        "导出模型供其他程序使用（含预处理）；输出不一致时退出码为 3。",
+    )
+)
+def export(
+    model: Model,
+    to: Annotated[
+        str,
+        typer.Option("--to", metavar="onnx|torch-export", help=_help("The format (ONNX, or a .pt2 file).", "格式（ONNX 或 .pt2 文件）。")),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help=_help("The file (default: exports/<name>.onnx or .pt2).", "输出文件（默认：exports/<名称>.onnx 或 .pt2）。"),
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help=_help("Replace a file that is there.", "覆盖已有的文件。"))] = False,
+    trust_code: Trust = False,
+    json: Json = False,
+    lang: Lang = None,
+    traceback: Trace = False,
+) -> Call:
+    from groundup import inspecting, pipeline
+
+    return Call(lambda: pipeline.export(model, to, out, force=force, trust_code=trust_code), inspecting.print_export, json)
+
+
+@app.command(
+    help=_help(
+        "Serve a model over HTTP: a page at /, POST /predict, /docs. On this machine only, unless told otherwise.",
+        "通过 HTTP 提供模型：/ 为网页，POST /predict，/docs 为接口说明。默认仅限本机访问。",
+    )
+)
+def serve(
+    model: Model,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help=_help("The port (0: any free one).", "端口（0：任意空闲端口）。"))
+    ] = 8000,
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host",
+            metavar="ADDRESS",
+            help=_help(
+                "The address; others than loopback need --api-key or --insecure.", "监听地址；非本机地址需要 --api-key 或 --insecure。"
+            ),
+        ),
+    ] = "127.0.0.1",
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            help=_help(
+                "Asked for with every request (better: GROUNDUP_API_KEY).", "每个请求都须携带的密钥（更好：环境变量 GROUNDUP_API_KEY）。"
+            ),
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help=_help("Let other machines in without a key.", "允许其他机器不带密钥访问。"))
+    ] = False,
+    max_batch: Annotated[
+        int, typer.Option("--max-batch", min=1, help=_help("Inputs of one forward pass.", "一次前向计算的最大输入数。"))
+    ] = 32,
+    views: Views = None,
+    trust_code: Trust = False,
+    json: Annotated[
+        bool, typer.Option("--json", help=_help("JSON lines on standard output: ready, stopped.", "标准输出为 JSON 行：ready、stopped。"))
+    ] = False,
+    lang: Lang = None,
+    traceback: Trace = False,
+) -> Call:
+    from groundup import pipeline
+
+    def run() -> None:
+        from groundup.core import console
+
+        console.configure(to_stderr=json)
+        pipeline.serve(
+            model,
+            host=host,
+            port=port,
+            api_key=api_key,
+            insecure=insecure,
+            max_batch=max_batch,
+            views=views,
+            trust_code=trust_code,
+            as_json=json,
+        )
+
+    return Call(run, lambda nothing: None, False)  # it prints its JSON lines itself
 
 
 # -- runs ----------------------------------------------------------------------------------------------------------------------

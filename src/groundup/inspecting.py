@@ -314,8 +314,53 @@ def print_evaluation(result: dict[str, Any]) -> None:
             [[c, *row] for c, row in zip(confusion["classes"], confusion["matrix"])],
             right=tuple(range(1, len(confusion["classes"]) + 1)),
         )
+    if rows := [
+        [s["column"], s["slice"], f"{s['records']:,}", number(s["accuracy"]), interval(s["interval"])]
+        for s in result.get("slices") or []
+        if s["differs"]
+    ]:
+        console.heading(say("slices that differ from the rest", "与其余部分有差异的分组"))
+        names = [
+            say("column", "列"),
+            say("part", "部分"),
+            say("records", "记录数"),
+            say("accuracy", "准确率"),
+            say("95 % interval", "95 % 区间"),
+        ]
+        console.table(names, rows, right=(2, 3))
+    if other := result.get("against"):
+        console.line()
+        console.line(
+            say(
+                "against {model} ({accuracy:.4f}): {difference:+.4f} [{low:+.4f} .. {high:+.4f}], p = {p:.3g} (McNemar, exact; {a} against {b} records)",
+                "与 {model}（{accuracy:.4f}）相比：{difference:+.4f} [{low:+.4f} .. {high:+.4f}]，p = {p:.3g}（McNemar 精确检验；{a} 对 {b} 条记录）",
+                model=other["model"],
+                accuracy=other["accuracy"],
+                difference=other["difference"],
+                low=other["interval"][0],
+                high=other["interval"][1],
+                p=other["p_value"],
+                a=other["only_first_right"],
+                b=other["only_second_right"],
+            )
+        )
     if result.get("report"):
         console.line(say("report: {report}", "报告：{report}", report=result["report"]))
+
+
+def print_export(result: dict[str, Any]) -> None:
+    console.line(
+        say(
+            "{file}: {size}, outputs within {difference:.1e} of the model's (at most {tolerance:g}) at batch sizes {sizes}",
+            "{file}：{size}，输出与原模型相差 {difference:.1e}（最多 {tolerance:g}），批大小 {sizes}",
+            file=result["file"],
+            size=files.human_bytes(result["bytes"]),
+            difference=result["largest_difference"],
+            tolerance=result["tolerance"],
+            sizes=", ".join(map(str, result["batch_sizes"])),
+        )
+    )
+    console.line(say("what goes in and comes out: {file}.json", "输入与输出的说明：{file}.json", file=result["file"]))
 
 
 def print_predictions(facts: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ from groundup.data import statistics
 from groundup.data.prepare import Prepared, absolute_source, prepare
 from groundup.data.streaming import default_workers
 from groundup.env import probe
-from groundup.models.base import build_model, count_parameters
+from groundup.models.base import build_model, count_parameters, placed
 from groundup.models.weights import is_weights, load_into
 from groundup.tasks.base import Encoded, Task
 from groundup.training import loop
@@ -182,7 +182,7 @@ def build(recipe: Recipe, run: RunFolder, *, resume: bool, trust_code: bool, tra
         model = build_model(recipe.model.name, recipe.model.arguments, task.input_shape, task.num_outputs)
         if recipe.init is not None:
             _load_weights(model, Path(recipe.init), run)
-    model.to(at)
+    placed(model, at)
     method = METHODS.get(recipe.method.name)
     made = method.target(model, **METHODS.build_arguments(method, recipe.method.arguments, "method"))
     stages = stages_of(made)

@@ -25,7 +25,7 @@ from groundup.core.registry import MODELS, TASKS
 from groundup.data.order import CounterRandom
 from groundup.evaluation.evaluate import evaluating
 from groundup.evaluation.views import viewed
-from groundup.models.base import build_model
+from groundup.models.base import build_model, placed
 from groundup.models.hub import is_foreign, open_foreign
 from groundup.tasks.base import Task
 from groundup.training.checkpoint import commit, damage, load_weights, system_error, unique_tensors, write_manifest
@@ -230,7 +230,15 @@ def load(path: Any, *, trust_code: bool = False, device: str = "cpu") -> Loaded:
     task.load_state({"labels": card["labels"], "preprocessor": files.read_json(folder / "preprocessor.json")})
     model = build_model(names["model"], config["arguments"], tuple(config["input_shape"]), config["num_outputs"])
     load_weights(model, load_file(folder / "model.safetensors"))
-    return Loaded(model.to(device).eval(), task, card, folder, config["architecture"], config["arguments"], [folder / "model.safetensors"])
+    return Loaded(
+        placed(model, torch.device(device)).eval(),
+        task,
+        card,
+        folder,
+        config["architecture"],
+        config["arguments"],
+        [folder / "model.safetensors"],
+    )
 
 
 def _foreign(name: str, device: str) -> Loaded:
@@ -246,7 +254,9 @@ def _foreign(name: str, device: str) -> Loaded:
         "versions": {},
         "metrics": {},
     }
-    return Loaded(opened.model.to(device).eval(), task, card, opened.path, opened.architecture, opened.arguments, opened.weights)
+    return Loaded(
+        placed(opened.model, torch.device(device)).eval(), task, card, opened.path, opened.architecture, opened.arguments, opened.weights
+    )
 
 
 def replay(loaded: Loaded) -> float:

@@ -5,6 +5,7 @@ From the command line to `loss.backward()`: `cli.main -> pipeline.train -> loop.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 import time
@@ -224,8 +225,9 @@ def _by_record(
         return {}
     found: dict[str, Any] = {"slices": slices(records, {name: column[index] for name, column in prepared.dataset.meta.items()})}
     if pictures is not None and task.kind == "image":
-        pictures.mkdir(exist_ok=True)
-        found |= shown_pictures(records, task.state()["labels"], encoded, statistics.pil_picture, pictures)
+        with contextlib.suppress(OSError):  # a full disk: the model itself matters, and is still to be written
+            pictures.mkdir(exist_ok=True)
+            found |= shown_pictures(records, task.state()["labels"], encoded, statistics.pil_picture, pictures)
     return found
 
 
@@ -368,9 +370,21 @@ def _head_keys(model: nn.Module) -> set[str]:
 
 # -- tune ----------------------------------------------------------------------------------------------------------------------
 def tuning_recipe(
-    model: str | Path | Run, data: str, method: str = "full", overrides: Overrides | None = None, *, trust_code: bool = False
+    model: str | Path | Run,
+    data: str,
+    method: str = "full",
+    overrides: Overrides | None = None,
+    *,
+    keep_classes: bool = False,
+    rehearse: int = 0,
+    trust_code: bool = False,
 ) -> Recipe:
-    """The recipe of a fine-tuning run: the base model's task and architecture, new data, a method, gentler defaults than from scratch."""
+    """The recipe of a fine-tuning run: the base model's task and architecture, new data, a method, gentler defaults than from scratch.
+
+    Args:
+        keep_classes: the base's classes stay, the new data's are added.
+        rehearse: so many records of the base's own data are mixed in, against forgetting.
+    """
     base = modelfolder.load(model, trust_code=trust_code)
     METHODS.get(method)  # an unknown method is an error before anything is read
 
@@ -389,7 +403,23 @@ def tuning_recipe(
         "schedule": {"warmup": 0.05},
         "train": {"epochs": 10, "batch_size": 64},
     }
-    return load(override(tree, overrides or {}))
+    if keep_classes:
+        tree["keep_classes"] = True
+    overrides = dict(overrides or {})
+    if rehearse:
+        if "data" not in base.card or not isinstance(base.card["data"]["spec"]["source"], str):
+            raise DataError(
+                "{model} does not come with one data set of its own to rehearse",
+                "{model} 没有可供复习的单一数据集",
+                model=base.card["source_run"],
+            )
+        old = base.card["data"]["spec"]
+        classes = overrides.pop("data.classes", None)
+        tree["data"]["source"] = [
+            {"source": data, "classes": classes, "weight": None},
+            {"source": f"{old['source']}#{rehearse}", "classes": old["classes"], "weight": None},
+        ]
+    return load(override(tree, overrides))
 
 
 def tune(
@@ -398,15 +428,16 @@ def tune(
     method: str = "full",
     overrides: Overrides | None = None,
     *,
+    keep_classes: bool = False,
+    rehearse: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
     extend: bool = False,
     trust_code: bool = False,
 ) -> Run:
-    """Fine-tunes a model on new data: writes a recipe and trains it; the model tuned from is never changed. See `train`."""
-    return train(
-        tuning_recipe(model, data, method, overrides, trust_code=trust_code), out=out, resume=resume, extend=extend, trust_code=trust_code
-    )
+    """Fine-tunes a model on new data: writes a recipe and trains it; the model tuned from is never changed. See `train`, `tuning_recipe`."""
+    recipe = tuning_recipe(model, data, method, overrides, keep_classes=keep_classes, rehearse=rehearse, trust_code=trust_code)
+    return train(recipe, out=out, resume=resume, extend=extend, trust_code=trust_code)
 
 
 # -- evaluate and predict ------------------------------------------------------------------------------------------------------
@@ -558,6 +589,23 @@ def _expand(item: Any, task: Task) -> list[tuple[str, Any]]:
             (f"{path.name} line {line}", dict(zip(header, row)) if not header[0].startswith("c0") else ",".join(row)) for line, row in rows
         ]
     return [(str(item), item)]
+
+
+# -- export and serve ----------------------------------------------------------------------------------------------------------
+def export(
+    model: str | Path | Run, to: str, out: str | Path | None = None, *, force: bool = False, trust_code: bool = False
+) -> dict[str, Any]:
+    """Writes a model in another format behind the parity gate. See `exporting.export.export`."""
+    from groundup.exporting.export import export as write
+
+    return write(str(getattr(model, "path", model)), to, out, force=force, trust_code=trust_code)
+
+
+def serve(model: str | Path | Run, **options: Any) -> None:
+    """Serves a model over HTTP until it is stopped. See `serving.server.serve`."""
+    from groundup.serving.server import serve as run
+
+    run(str(getattr(model, "path", model)), **options)
 
 
 def verify_run(text: str | Path) -> dict[str, Any]:

@@ -75,7 +75,8 @@ def set_deterministic(on: bool) -> None:
     """Deterministic kernels only; cuBLAS needs its workspace setting before the first CUDA call."""
     if on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(on)
+    if on != torch.are_deterministic_algorithms_enabled():  # even to say False again imports the compiler, which takes seconds
+        torch.use_deterministic_algorithms(on)
     torch.backends.cudnn.benchmark = not on
 
 

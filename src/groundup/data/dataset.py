@@ -6,6 +6,7 @@ it (text, whole numbers or reals, one column or several): the task decides what 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable
@@ -57,7 +58,7 @@ class Dataset:
     def input_shape(self) -> tuple[int, ...]:
         return tuple(self.inputs.shape[1:])
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """sha256 of every record's content and target, in order: equal for equal data, wherever it lies."""
         digest = hashlib.sha256(repr((self.kind, self.input_shape)).encode())

@@ -66,9 +66,9 @@ def make_splits(dataset: Dataset, config: Split, labels: NDArray[Any] | None) ->
 
     # Units that must stay together: equal inputs, or equal groups (and then equal inputs across groups tie the groups).
     unit = _units(dataset, config.by == "group")
-    held = {int(unit[i]) for index in splits.values() for i in index}
+    held = np.concatenate([unit[index] for index in splits.values()] or [unit[:0]])
     remaining = np.flatnonzero(rest)
-    leaked = np.array([int(unit[i]) in held for i in remaining], dtype=bool)
+    leaked = np.isin(unit[remaining], held)
     if leaked.any():
         count = int(leaked.sum())
         notes.append(
@@ -160,13 +160,14 @@ def _by_unit(
 ) -> Splits:
     """Whole units to each side, class by class (the class of a unit is its first record's)."""
     members: dict[int, list[int]] = {}
-    for i in remaining:
-        members.setdefault(int(unit[i]), []).append(int(i))
+    for i, of in zip(remaining.tolist(), unit[remaining].tolist()):
+        members.setdefault(of, []).append(i)
     leaders = np.array(list(members), dtype=np.int64)
     order = leaders[hashed_order([dataset.digests[i] for i in leaders], seed)]
     strata: dict[Any, list[int]] = {}
-    for leader in order:
-        strata.setdefault(None if labels is None else labels[members[int(leader)][0]], []).append(int(leader))
+    classes = None if labels is None else labels.tolist()
+    for leader in order.tolist():
+        strata.setdefault(None if classes is None else classes[members[leader][0]], []).append(leader)
     parts: dict[str, list[int]] = {name: [] for name in ("train", *shares)}
     carry = dict.fromkeys(shares, 0.0)
     for stratum in sorted(strata, key=str):

@@ -23,11 +23,14 @@ NAMED_CLASSES = 30  # more than this many names on an axis cannot be read
 COUNTED_CLASSES = 20  # nor more than this many numbers in a row of the confusion matrix
 
 
-def _figure(width: float, height: float) -> Any:
+def _figure(width: float, height: float, *, plain: bool = False) -> Any:
+    """A figure in inches. `plain`: numbers on both axes and nothing else; its margins are known, and fitting them would take as long as drawing."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=180, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=150, layout=None if plain else "constrained", facecolor="white")
+    if plain:
+        figure.subplots_adjust(left=0.75 / width, right=1 - 0.12 / width, bottom=0.5 / height, top=1 - 0.32 / height, hspace=0.15)
     FigureCanvasAgg(figure)
     return figure
 
@@ -107,7 +110,7 @@ def _curve(axes: Any, rows: Sequence[Row], key: str, *, color: str, label: str) 
 
 def loss_curve(path: Path, train: Sequence[Row], evaluation: Sequence[Row], best_step: int | None = None) -> Path:
     """Training and validation loss over steps, the step of the kept weights marked."""
-    figure = _figure(5.2, 3.1)
+    figure = _figure(5.2, 3.1, plain=True)
     axes = _axes(figure.subplots(), title="Loss")
     values = _curve(axes, train, "loss", color=BLUE, label="training")
     steps, checked = series(evaluation, "loss")
@@ -122,7 +125,7 @@ def loss_curve(path: Path, train: Sequence[Row], evaluation: Sequence[Row], best
 
 def metric_curve(path: Path, evaluation: Sequence[Row], metric: str, best_step: int | None = None) -> Path:
     """The chosen metric on the validation split over steps."""
-    figure = _figure(5.2, 3.1)
+    figure = _figure(5.2, 3.1, plain=True)
     axes = _axes(figure.subplots(), title=f"Validation {_plain(metric) or 'metric'}")
     steps, values = series(evaluation, metric)
     axes.plot(steps, values, color=ORANGE, linewidth=1.6, marker="o", markersize=3.5 if len(steps) <= 40 else 0)
@@ -136,7 +139,7 @@ def metric_curve(path: Path, evaluation: Sequence[Row], metric: str, best_step: 
 
 def reliability(path: Path, calibration: dict[str, Any]) -> Path:
     """Share of right answers over confidence; the diagonal is perfect calibration, the bars below show where the records are."""
-    figure = _figure(4.2, 3.9)
+    figure = _figure(4.2, 3.9, plain=True)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     bins = len(calibration["records"])
     used = [i for i in range(bins) if calibration["records"][i]]
@@ -161,7 +164,7 @@ def reliability(path: Path, calibration: dict[str, Any]) -> Path:
 
 def learning_rate(path: Path, train: Sequence[Row]) -> Path:
     """The schedule as it was; never smoothed."""
-    figure = _figure(5.2, 2.5)
+    figure = _figure(5.2, 2.5, plain=True)
     axes = _axes(figure.subplots(), title="Learning rate")
     steps, values = series(train, "lr")
     axes.plot(steps, values, color=GREEN, linewidth=1.6, marker="o" if len(steps) == 1 else None)
@@ -173,7 +176,7 @@ def learning_rate(path: Path, train: Sequence[Row]) -> Path:
 
 def gradient_norm(path: Path, train: Sequence[Row]) -> Path:
     """The norm of the whole gradient before clipping."""
-    figure = _figure(5.2, 2.5)
+    figure = _figure(5.2, 2.5, plain=True)
     axes = _axes(figure.subplots(), title="Gradient norm")
     if _wide_range(_curve(axes, train, "grad_norm", color=BLUE, label="")):
         axes.set_yscale("log")
@@ -235,7 +238,7 @@ def confusion_matrix(path: Path, classes: Sequence[str], matrix: Sequence[Sequen
                         va="center",
                         fontsize=9 if n <= 12 else 7,
                         color="white" if share[i][j] > 0.4 else "#22262e",
-                    )
+                    ).set_in_layout(False)  # it lies inside the axes: measuring a hundred of them takes half a second
     bar = figure.colorbar(image, ax=axes, shrink=0.75, pad=0.02, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
     bar.ax.set_yticklabels(["0", "1 %", "10 %", "25 %", "50 %", "100 %"])
     bar.ax.tick_params(labelsize=7.5, colors="#555b66", length=2)

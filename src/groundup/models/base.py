@@ -127,6 +127,14 @@ def build_model(name: str, arguments: dict[str, Any], input_shape: tuple[int, ..
     return model
 
 
+def placed(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model on its device; convolutions with the channels last in memory, in which they, and pooling even more, are faster."""
+    model.to(device)
+    if device.type in ("cpu", "cuda") and any(isinstance(m, nn.Conv2d) for m in model.modules()):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """(all, trainable)."""
     return sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters() if p.requires_grad)

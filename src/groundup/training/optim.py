@@ -55,12 +55,23 @@ def learning_rate_factors(model: nn.Module, groups: dict[str, float], layer_deca
     return factors
 
 
+def _without_the_compiler() -> None:
+    """torch wraps four methods of its optimizers so that torch.compile leaves them alone, and the wrapper imports the whole compiler when one of
+    them is first called: two seconds, at the start of every training. We compile models, never optimizers: the wrapper is told that it has
+    nothing to do, in the place where it keeps what it made."""
+    for name in ("zero_grad", "state_dict", "load_state_dict", "add_param_group"):
+        inner = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
+        if inner is not None and getattr(inner, "__dynamo_disable", None) is None:
+            inner.__dynamo_disable = inner
+
+
 def build_optimizers(model: nn.Module, config: Optim, device: str) -> list[torch.optim.Optimizer]:
     """The optimizers of a run, each group carrying `base_lr` for the schedule to scale.
 
     Raises:
         RecipeError: settings that do not go together, or nothing to train.
     """
+    _without_the_compiler()
     trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if not trainable:
         raise RecipeError("no parameter of the model is trainable", "模型没有任何可训练的参数", fix="--set method=full")

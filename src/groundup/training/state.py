@@ -96,9 +96,14 @@ class TrainState:
         for k, optimizer in enumerate(self.optimizers):
             slots: dict[int, dict[str, Any]] = {int(i): dict(s) for i, s in numbers["optimizers"][k].items()}
             prefix = f"optimizer.{k}."
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
             for name, value in named.items():
                 if name.startswith(prefix):
                     index, _, slot = name.removeprefix(prefix).partition(".")
+                    parameter = parameters[int(index)]
+                    if value.shape == parameter.shape:
+                        # In the parameter's order in memory (channels last, say): fused optimizers walk over both side by side.
+                        value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
                     slots.setdefault(int(index), {})[slot] = value
             optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
         for name, value in (self.ema or {}).items():
