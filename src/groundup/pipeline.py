@@ -38,7 +38,9 @@ from groundup.evaluation.records import Records, paired, shown_pictures, slices
 from groundup.evaluation.views import parse as parse_views
 from groundup.evaluation.views import viewed
 from groundup.jobs import Job, Overrides, like_base, open_run
-from groundup.models.base import count_parameters
+from groundup.metrics import MetricSet
+from groundup.models.base import build_model, count_parameters, placed
+from groundup.models.weights import load_into
 from groundup.tasks.base import Encoded, Task
 from groundup.training import loop
 from groundup.training.checkpoint import Checkpoints, damage, load_weights
@@ -164,7 +166,7 @@ def _finish(job: Job, begin: float, seconds: dict[str, float]) -> Run:
     scores = evaluate_split(job.task, viewed(state.model, views), encoded, job.plan.device, records=records)
     assert scores is not None
     found = summary(scores) | _by_record(job.task, job.prepared, job.prepared.splits[name], records, encoded, run.path / "plots")
-    before_after = _before_after(job, encoded, found, name) if job.base is not None else None
+    before_after = _before_after(job, encoded, found, name) if job.base is not None else _before_file(job, encoded, found, name)
     seconds["evaluate"] = time.monotonic() - evaluated
     result = {
         "run": str(run.path),
@@ -295,14 +297,20 @@ def _model_bytes(model: nn.Module) -> int:
     return 2 * sum(int(t.numel() * t.element_size()) for t in model.state_dict().values()) + 2**20
 
 
-def _before_after(job: Job, encoded: Encoded, found: dict[str, Any], split: str) -> dict[str, Any]:
-    """Base against tuned: on the new data, and on the base's own data (what was forgotten)."""
-    assert job.base is not None
-    base = modelfolder.load(job.base.path, trust_code=True, device=str(job.plan.device))  # its code ran already in this process
-    metric = job.plan.metric
-    same = base.task.state()["labels"] == job.task.state()["labels"]
-    keeps = job.recipe.keep_classes
-    row: dict[str, Any] = {
+def _before_file(job: Job, encoded: Encoded, found: dict[str, Any], split: str) -> dict[str, Any] | None:
+    """As `_before_after`, where training began with a file of weights that had a head for these classes."""
+    if job.recipe.init is None:
+        return None
+    model = build_model(job.recipe.model.name, job.recipe.model.arguments, job.task.input_shape, job.task.num_outputs)
+    if load_into(model, Path(job.recipe.init)):
+        return None
+    scores = evaluate_split(job.task, placed(model, job.plan.device), encoded, job.plan.device)
+    assert scores is not None
+    return {"split": split, "rows": [_row(job.plan.metric, found) | _before(job.plan.metric, scores)]}
+
+
+def _row(metric: str, found: dict[str, Any]) -> dict[str, Any]:
+    return {
         "what": "new data",
         "what_zh": "新数据",
         "metric": metric,
@@ -313,10 +321,24 @@ def _before_after(job: Job, encoded: Encoded, found: dict[str, Any], split: str)
         "note": "",
         "note_zh": "",
     }
+
+
+def _before(metric: str, scores: MetricSet) -> dict[str, Any]:
+    return {"before": scores.compute()[metric], "before_interval": list(scores.intervals().get(metric, (math.nan, math.nan)))}
+
+
+def _before_after(job: Job, encoded: Encoded, found: dict[str, Any], split: str) -> dict[str, Any]:
+    """Base against tuned: on the new data, and on the base's own data (what was forgotten)."""
+    assert job.base is not None
+    base = modelfolder.load(job.base.path, trust_code=True, device=str(job.plan.device))  # its code ran already in this process
+    metric = job.plan.metric
+    same = base.task.state()["labels"] == job.task.state()["labels"]
+    keeps = job.recipe.keep_classes
+    row = _row(metric, found)
     if same:
         scores = evaluate_split(base.task, base.model, encoded, job.plan.device)
         assert scores is not None
-        row |= {"before": scores.compute()[metric], "before_interval": list(scores.intervals().get(metric, (math.nan, math.nan)))}
+        row |= _before(metric, scores)
     else:
         row |= {"note": "the base does not know these labels", "note_zh": "起始模型不认识这些标签"}
     rows = [row]

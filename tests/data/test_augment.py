@@ -94,3 +94,89 @@ def test_epochs_differ_and_nothing_is_nothing():
     first, second = (ops.augment(x, EVERYTHING, CounterRandom(0, torch.full_like(index, e), index)) for e in (0, 1))
     assert not torch.equal(first, second) and first.shape == x.shape
     assert torch.equal(ops.augment(x, Augment(), CounterRandom(0, index, index)), x)
+
+
+# -- photographs -----------------------------------------------------------------------------------------------------------------
+def rng(n, epoch=0, seed=0):
+    return CounterRandom(seed, torch.full((n,), epoch), torch.arange(n))
+
+
+def photo(n=4, c=3, side=24):
+    y, x = torch.meshgrid(torch.linspace(0, 1, side), torch.linspace(0, 1, side), indexing="ij")
+    return torch.stack([x, y, (x + y) / 2][:c])[None].repeat(n, 1, 1, 1)
+
+
+def test_a_resized_crop_of_the_whole_is_the_picture():
+    x = torch.rand(3, 3, 8, 8)
+    assert torch.allclose(ops.resized_crop(x, 1.0, torch.tensor([[0.3, 0.5, 0.2, 0.9]] * 3)), x, atol=1e-5)
+    small = ops.resized_crop(photo(), 0.25, torch.tensor([[0.0, 0.5, 0.0, 0.0]] * 4))  # a quarter, from the top left corner
+    assert small[0, 0].max() < 0.55 and small[0, 1].max() < 0.55 and small.shape == photo().shape
+
+
+def test_color_changes_what_it_says():
+    grey = torch.full((1, 3, 4, 4), 0.5)
+    assert torch.allclose(ops.color(grey, 0.4, u(1.0, 0.5, 0.5)), torch.full_like(grey, 0.7), atol=1e-6)
+    assert torch.allclose(ops.color(grey, 0.4, u(0.5, 1.0, 1.0)), grey, atol=1e-6)  # an even grey has no contrast and no colour
+    x = photo(1)
+    assert torch.allclose(ops.color(x, 0.4, u(0.5, 0.5, 0.5)), x, atol=1e-6)
+    assert ops.color(x[:, :1], 0.4, u(0.9, 0.1, 0.7)).shape == (1, 1, 24, 24)
+
+
+@pytest.mark.parametrize("c", [1, 3])
+def test_randaugment_changes_pictures_and_stays_in_range(c):
+    x = photo(64, c)
+    out = ops.randaugment(x, 2, 0.8, rng(64).uniform("r", 6))
+    assert out.shape == x.shape and float(out.min()) >= -1e-5 and float(out.max()) <= 1 + 1e-5
+    changed = (out - x).abs().flatten(1).amax(1) > 0.02
+    assert changed.float().mean() > 0.8
+    assert torch.allclose(ops.randaugment(x, 1, 0.0, rng(64).uniform("r", 3)), x, atol=0.05) or c  # strength 0: nearly nothing
+
+
+@pytest.mark.parametrize("quality", [30, 75, 95])
+def test_jpeg_is_near_what_pillow_does(quality):
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    pixels = (photo(1, side=32)[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+    pixels[8:20, 10:22] = (200, 30, 60)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=2)
+    real = torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1).float() / 255
+    x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    ours = ops.jpeg(x, quality, torch.zeros(1, 1))[0]
+    assert (ours - real).abs().mean() < 0.012 and (ours - real).abs().mean() < 0.6 * max((x[0] - real).abs().mean(), 0.012)
+    assert ops.jpeg(x[:, :1, :13, :9], quality, torch.zeros(1, 1)).shape == (1, 1, 13, 9)
+
+
+@pytest.mark.parametrize("settings", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
+def test_mixing_keeps_pictures_and_targets_together(settings):
+    """Each picture is of one value, so that the mean of the mixed one tells its share."""
+    x = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 16, 16)
+    targets = torch.eye(6)
+    mixed, shares = ops.mix(x, targets, Augment(**settings), rng(6, epoch=3))
+    assert torch.allclose(shares.sum(1), torch.ones(6))
+    assert torch.allclose((shares * torch.arange(6.0)).sum(1), mixed.mean((1, 2, 3)), atol=1e-4)
+    for first in (0, 2, 4):  # partners share their numbers: what one gives away it gets
+        assert torch.allclose(shares[first, first], shares[first + 1, first + 1])
+    if "mixup" not in settings:
+        assert set(mixed.unique().tolist()) <= set(range(6))
+
+
+def test_mixing_does_not_depend_on_the_cut_into_micro_batches():
+    x, targets = torch.rand(8, 1, 6, 6), torch.eye(8)
+    config, whole = Augment(mixup=0.3, cutmix=0.5), rng(8)
+    together = ops.mix(x, targets, config, whole)
+    for start in range(0, 8, 2):
+        part = CounterRandom(0, torch.zeros(2, dtype=torch.long), torch.arange(start, start + 2))
+        alone = ops.mix(x[start : start + 2], targets[start : start + 2], config, part)
+        assert torch.equal(alone[0], together[0][start : start + 2]) and torch.equal(alone[1], together[1][start : start + 2])
+
+
+def test_views():
+    x = photo(2, 1, 6)
+    assert len(ops.views(x, True, 0)) == 2 and len(ops.views(x, True, 1)) == 10 and len(ops.views(x, False, 0)) == 1
+    moved = ops.views(x, False, 2)
+    assert all(v.shape == x.shape for v in moved)
+    assert torch.equal(moved[2][:, :, :-2], x[:, :, 2:])  # seen two pixels lower

@@ -86,3 +86,26 @@ def test_no_global_generator_is_touched():
     permutation(10, 0, 0)
     Order(10, 3, 0).batch(5)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# -- classes drawn alike -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("balance", [0.5, 1.0])
+def test_balanced_classes_are_drawn_as_often_as_said(balance):
+    classes = np.array([0] * 90 + [1] * 9 + [2])
+    order = Order(100, 10, 0, classes, balance)
+    drawn = [order.batch(step) for step in range(30)]
+    index = np.concatenate([i for _, i in drawn])
+    shares = np.bincount(classes[index], minlength=3) / len(index)
+    assert np.allclose(shares, (1 - balance) * np.array([0.9, 0.09, 0.01]) + balance / 3, atol=0.011)
+    pairs = {(int(d), int(i)) for d, i in zip(np.concatenate([d for d, _ in drawn]), index)}
+    assert len(pairs) == len(index)  # each draw of a record has a number of its own, so it is augmented anew
+    counts = np.bincount(index, minlength=100)
+    assert counts[:90].max() - counts[:90].min() <= 1  # all of a class before one of it again
+
+
+def test_balanced_order_is_a_function_of_the_step():
+    classes = np.array([0, 0, 0, 0, 1, 1])
+    a, b = (Order(6, 4, 3, classes, 1.0) for _ in range(2))
+    wanted = [a.batch(s) for s in range(12)]
+    for step in (11, 3, 7):
+        assert all(np.array_equal(x, y) for x, y in zip(b.batch(step), wanted[step]))

@@ -94,6 +94,43 @@ def test_real_cifar_resnets_reach_their_accuracy(depth, file, expected):
     assert hits / len(labels) == pytest.approx(expected, abs=0.002)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("depth", "file", "epochs"), [(20, "resnet20-12fca82f.th", 6), (56, "resnet56-4bfd9763.th", 3)])
+def test_tuning_the_cifar_resnets_closes_the_gap_that_jpeg_opened(tmp_path, depth, file, epochs):
+    if not DATA.is_dir():
+        pytest.skip("the real checkpoints are not here")
+    folder = DATA / "cifar10_subset"
+    names = (folder / "classes.txt").read_text().split()
+    labels = [names[int(i)] for i in (folder / "labels_train4000.txt").read_text().split()]
+    for part in range(4):
+        rows = np.asarray(Image.open(folder / f"cifar10_batch_{part}.png").convert("RGB")).reshape(1000, 32, 32, 3)
+        for i, pixels in enumerate(rows):
+            at = tmp_path / "data" / "train" / labels[1000 * part + i] / f"{1000 * part + i}.png"
+            at.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(at)
+    with zipfile.ZipFile(folder / "test_jpg_2000.zip") as archive:
+        archive.extractall(tmp_path / "data")
+    run = gu.train(
+        {
+            "name": f"cifar-{depth}",
+            "task": "image-classification",
+            "data": {
+                "source": str(tmp_path / "data"),
+                "image": {"mean": "imagenet", "std": "imagenet"},
+                "augment": {"jpeg": 50, "flip": 0.5, "crop": 2},
+            },
+            "model": {"name": "resnet", "depth": depth},
+            "init": str(DATA / "pretrained" / "resnet_cifar10" / file),
+            "schedule": {"warmup": 0.1},
+            "train": {"epochs": epochs, "batch_size": 64},
+        },
+        out=tmp_path / "run",
+    )
+    row = run.result["before_after"]["rows"][0]
+    assert row["before"] == pytest.approx({20: 0.814, 56: 0.832}[depth], abs=0.002)
+    assert row["after"] >= row["before"] + 0.03
+
+
 @pytest.mark.parametrize(("depth", "parameters"), [(18, 11_689_512), (34, 21_797_672), (50, 25_557_032)])
 def test_the_imagenet_form_has_the_published_size_and_names(depth, parameters):
     model = build_model("resnet", {"depth": depth}, (3, 64, 64), 1000)

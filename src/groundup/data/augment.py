@@ -164,8 +164,7 @@ def jpeg(x: Tensor, least: int, u: Tensor) -> Tensor:
     pixels = F.pad(x * 255, (0, -w % 16, 0, -h % 16), mode="replicate")
     if c == 3:
         pixels = torch.einsum("oc,bchw->bohw", ycc, pixels)
-        chroma = F.interpolate(F.avg_pool2d(pixels[:, 1:], 2), scale_factor=2, mode="nearest")
-        planes = [pixels[:, :1] - 128, chroma]
+        planes = [pixels[:, :1] - 128, F.avg_pool2d(pixels[:, 1:], 2)]
     else:
         planes = [pixels - 128]
     done = []
@@ -177,8 +176,10 @@ def jpeg(x: Tensor, least: int, u: Tensor) -> Tensor:
         blocks = (basis.T @ rounded @ basis).view(b, n, high, wide, 8, 8).permute(0, 1, 2, 4, 3, 5)
         done.append(blocks.reshape(plane.shape))
     y = done[0] + 128
-    pixels = y if c == 1 else torch.einsum("oc,bchw->bohw", torch.linalg.inv(ycc), torch.cat([y, done[1]], 1))
-    return (pixels[:, :, :h, :w] / 255).clamp(0, 1)
+    if c == 3:  # decoders enlarge the chroma smoothly
+        chroma = F.interpolate(done[1], scale_factor=2, mode="bilinear", align_corners=False)
+        y = torch.einsum("oc,bchw->bohw", torch.linalg.inv(ycc), torch.cat([y, chroma], 1))
+    return (y[:, :, :h, :w] / 255).clamp(0, 1)
 
 
 @functools.lru_cache(maxsize=8)

@@ -10,7 +10,7 @@ import numpy as np
 
 from groundup.core import files
 from groundup.core.errors import DataError
-from groundup.data.order import hashed_order
+from groundup.data.order import permutation
 from groundup.data.prepare import Prepared, labels_of, natural, numeric_target
 
 
@@ -137,7 +137,7 @@ def sample_grid(prepared: Prepared, path: Path, *, columns: int = 10, rows: int 
     dataset, train = prepared.dataset, prepared.splits["train"]
     if dataset.kind != "image":
         raise DataError("{name} holds vectors; a grid needs pictures", "{name} 是向量数据，图片网格需要图片", name=dataset.name)
-    order = train[hashed_order([dataset.digests[i] for i in train], 0)]
+    order = train[permutation(len(train), 0, 0)]
     labels = labels_of(dataset) if dataset.target.ndim == 1 else np.zeros(len(dataset), dtype=np.str_)
     classes = sorted(set(labels[order].tolist()), key=natural)[: rows if len(set(labels.tolist())) > 1 else 1]
     chosen = (

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from groundup.core.device import keep_freed_memory
 from groundup.core.errors import ModelError
 from groundup.core.registry import MODELS
 
@@ -130,6 +131,8 @@ def build_model(name: str, arguments: dict[str, Any], input_shape: tuple[int, ..
 def placed(model: nn.Module, device: torch.device) -> nn.Module:
     """The model on its device; convolutions with the channels last in memory, in which they, and pooling even more, are faster."""
     model.to(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     if device.type in ("cpu", "cuda") and any(isinstance(m, nn.Conv2d) for m in model.modules()):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
