@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -112,7 +113,13 @@ class StreamedImages:
             # Its own generator: the default would draw from the global one, and with it change what dropout draws next.
             generator=torch.Generator().manual_seed(0),
         )
-        return iter(loader)
+        before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        workers = iter(loader)
+        if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+            # torch would raise wherever the program happens to be when a worker dies, in the middle of a backward pass too; without its
+            # handler the next batch that is waited for says so, in `fetch`.
+            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        return workers
 
 
 def default_workers() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -14,7 +15,7 @@ class Histogram:
         self.counts, self.sum = [0] * (len(bounds) + 1), 0.0
 
     def add(self, value: float) -> None:
-        self.counts[next((i for i, b in enumerate(self.bounds) if value <= b), len(self.bounds))] += 1
+        self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
     def lines(self) -> list[str]:
@@ -26,7 +27,7 @@ class Histogram:
 
 
 class Metrics:
-    """Requests by path and status, their latency, and the sizes of batches. `in_flight` counts requests that are being answered."""
+    """Requests by path and status, the time to answer POST /predict, and the rows of forward passes. `in_flight`: requests being answered."""
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, int]] = Counter()
@@ -39,7 +40,7 @@ class Metrics:
         lines += [f'groundup_requests_total{{path="{p}",status="{s}"}} {n}' for (p, s), n in sorted(self.requests.items())]
         for name, words, value in (
             ("groundup_in_flight", "Requests that are being answered.", self.in_flight),
-            ("groundup_queued_rows", "Inputs that wait for the model.", queued),
+            ("groundup_queued_rows", "Inputs that are being decoded or wait for the model.", queued),
         ):
             lines += [f"# HELP {name} {words}", f"# TYPE {name} gauge", f"{name} {value}"]
         return "\n".join([*lines, *self.latency.lines(), *self.batches.lines()]) + "\n"
