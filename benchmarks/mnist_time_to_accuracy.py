@@ -85,7 +85,7 @@ def articles(epochs: int, seed: int) -> None:
         model.train()
         return hits / len(test_x)
 
-    clock, passed, step = 0.0, None, 0
+    clock, passed, step, measuring = 0.0, None, 0, 0.0
     model.train()
     begin = time.perf_counter()
     for _ in range(epochs):
@@ -99,11 +99,13 @@ def articles(epochs: int, seed: int) -> None:
             step += 1
             if step % 100 == 0 and passed is None:
                 clock += time.perf_counter() - begin
+                begin = time.perf_counter()
                 if accuracy() >= TARGET:
                     passed = clock
+                measuring += time.perf_counter() - begin
                 begin = time.perf_counter()
     clock += time.perf_counter() - begin
-    print(json.dumps({"train": clock, "passed": passed, "accuracy": accuracy()}), flush=True)
+    print(json.dumps({"train": clock, "passed": passed, "measuring": measuring, "accuracy": accuracy()}), flush=True)
 
 
 # -- ours ------------------------------------------------------------------------------------------------------------------------
@@ -175,19 +177,22 @@ def theirs(epochs: int, seed: int) -> dict[str, Any]:
     begin = time.perf_counter()
     command = [sys.executable, __file__, "--articles", str(epochs), str(seed)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1]) | {"process": time.perf_counter() - begin}
+    seconds = time.perf_counter() - begin
+    found = json.loads(done.stdout.splitlines()[-1])
+    return found | {"process": seconds - found.pop("measuring")}  # measuring on the way is not the articles' work
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, and a tenth of each training: shows that it runs")
+    parser.add_argument("--seeds", type=int, default=3, help="how many; three take half an hour on two cores")
     parser.add_argument("--articles", nargs=2, metavar=("EPOCHS", "SEED"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.articles:
         articles(int(arguments.articles[0]), int(arguments.articles[1]))
         return
     os.environ["PYTHONWARNINGS"] = "ignore"
-    seeds = [0] if arguments.quick else [0, 1, 2]
+    seeds = [0] if arguments.quick else list(range(arguments.seeds))
     short = ["--set", "train.epochs=0.1"] if arguments.quick else []
     with tempfile.TemporaryDirectory() as place:
         rows: dict[str, list[dict[str, Any]]] = {"articles": [], "mnist-cnn": [], "mnist-cnn watched": [], "mnist-best": []}

@@ -414,6 +414,7 @@ def predict(
             ),
         ),
     ],
+    views: Views = None,
     trust_code: Trust = False,
     json: Json = False,
     lang: Lang = None,
@@ -421,7 +422,9 @@ def predict(
 ) -> Call:
     from groundup import inspecting, pipeline
 
-    return Call(lambda: {"predictions": pipeline.predict(model, *inputs, trust_code=trust_code)}, inspecting.print_predictions, json)
+    return Call(
+        lambda: {"predictions": pipeline.predict(model, *inputs, views=views, trust_code=trust_code)}, inspecting.print_predictions, json
+    )
 
 
 @app.command(

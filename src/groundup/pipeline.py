@@ -487,9 +487,7 @@ def evaluate(
     begin = time.monotonic()
     loaded = modelfolder.load(model, trust_code=trust_code)
     _can_answer(loaded)
-    if views is not None:
-        chosen = parse_views(views)
-        loaded.card["views"] = chosen.model_dump() if chosen else None
+    _look_through(loaded, views)
     own = Data.model_validate(loaded.card["data"]["spec"]) if "data" in loaded.card else None
     if own is None and data is None:
         raise DataError(
@@ -573,11 +571,21 @@ def _against(
     return {"model": str(second.path), "accuracy": float(seen.right.mean()), **paired(records, seen)}
 
 
-def predict(model: str | Path | Run | modelfolder.Loaded, *inputs: Any, trust_code: bool = False) -> list[dict[str, Any]]:
+def predict(
+    model: str | Path | Run | modelfolder.Loaded, *inputs: Any, views: str | None = None, trust_code: bool = False
+) -> list[dict[str, Any]]:
     """Answers to raw inputs: paths of pictures, folders of pictures, rows of numbers ('5.1,3.5,1.4,0.2'), or CSV files of rows."""
     loaded = model if isinstance(model, modelfolder.Loaded) else modelfolder.load(model, trust_code=trust_code)
     _can_answer(loaded)
+    _look_through(loaded, views)
     return [{"input": label, **loaded.predict(raw)} for item in inputs for label, raw in _expand(item, loaded.task)]
+
+
+def _look_through(loaded: modelfolder.Loaded, views: str | None) -> None:
+    """Other views than those the model was made with, where some are asked for."""
+    if views is not None:
+        chosen = parse_views(views)
+        loaded.card["views"] = chosen.model_dump() if chosen else None
 
 
 def _can_answer(loaded: modelfolder.Loaded) -> None:

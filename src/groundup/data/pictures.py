@@ -154,7 +154,7 @@ STRETCH = Resize()
 
 def decode(data: bytes, channels: int | None = None, size: tuple[int, int] | None = None, resize: Resize = STRETCH) -> NDArray[np.uint8]:
     """One picture as uint8 [C, H, W]; converted to `channels` (1 grey, 3 RGB) and brought to `size` (height, width) where given. Of an
-    animation the first frame is taken. A JPEG more than twice as large as needed is decoded at a half, a quarter or an eighth: most of its
+    animation the first frame is taken. A JPEG is decoded at a half, a quarter or an eighth where that is still as large as needed: most of its
     pixels would be averaged away.
 
     Raises:
@@ -167,7 +167,7 @@ def decode(data: bytes, channels: int | None = None, size: tuple[int, int] | Non
     try:
         with Image.open(io.BytesIO(data)) as opened:
             if size is not None and opened.format == "JPEG":
-                side = 2 * max(*size, resize.short_side or 0)  # both ways alike: the camera's rotation is not undone yet
+                side = max(*size, resize.short_side or 0)  # both ways alike: the camera's rotation is not undone yet
                 opened.draft(None, (side, side))
             opened.load()
             return picture_array(ImageOps.exif_transpose(opened), channels, size, resize)

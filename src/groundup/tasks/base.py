@@ -212,11 +212,11 @@ class ImageInputs:
         """uint8 [B, C, H, W] -> float32, augmented where there is randomness to do it with."""
         from groundup.data.augment import augment
 
-        x = pixels.to(torch.float32) / 255
+        x = pixels.to(torch.float32).div_(255)
         if rng is not None and self.augment is not None:
             x = augment(x, self.augment, rng)
         mean, std = _per_channel(tuple(self.mean), tuple(self.std), x.device)
-        return (x - mean) / std
+        return x.sub_(mean).div_(std)
 
     def brightness(self, inputs: Tensor) -> Tensor:
         """The mean pixel of each picture that was normalised, float [B] on the scale 0..1."""
