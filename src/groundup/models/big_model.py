@@ -16,7 +16,7 @@ from groundup.models.base import Model, check_images, fresh_head
 @MODELS.register(
     "big_model",
     Card(
-        summary="one padded 3x3 convolution, a wide linear layer, a head; 3.9 million parameters on 28x28",
+        summary="one padded 3x3 convolution, a wide linear layer, a head; 3.9 million parameters",
         summary_zh="一个带填充的 3x3 卷积、一个宽线性层和输出层；28x28 输入时有 390 万参数",
         source="after LeCun et al., Gradient-based learning applied to document recognition, 1998, section II",
         shapes="[B, C, H, W] -> conv [B, channels, H, W] -> flatten -> [B, hidden] -> [B, num_outputs]",

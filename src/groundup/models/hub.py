@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,8 +136,8 @@ def last_linear(net: nn.Module, outputs: int) -> str:
 @MODELS.register(
     "transformers",
     Card(
-        summary="any image classifier of transformers (ViT, ResNet, ConvNeXt, DINOv2, Swin, ...), from hub:owner/name or a local folder",
-        summary_zh="transformers 的任意图片分类模型（ViT、ResNet、ConvNeXt、DINOv2、Swin 等），来自 hub:owner/name 或本地文件夹",
+        summary="any image classifier of transformers, from hub:owner/name or a local folder",
+        summary_zh="transformers 的任意图片分类模型，来自 hub:owner/name 或本地文件夹",
         source="Wolf et al., Transformers: State-of-the-art natural language processing, EMNLP 2020 (demos)",
         shapes="[B, 3, H, W] in the size of its preprocessor -> [B, num_outputs]",
         limits="made by `groundup tune hub:owner/name --data ...`, not by a recipe alone; one linear layer at its end",
@@ -331,8 +332,8 @@ def fetch(spec: str) -> Path:
 @MODELS.register(
     "timm",
     Card(
-        summary="any classifier of timm by its name, where timm is installed: {name: timm, architecture: resnet18}",
-        summary_zh="timm 的任意分类模型（需已安装 timm）：{name: timm, architecture: resnet18}",
+        summary="any classifier of timm by its name, where timm is installed",
+        summary_zh="timm 的任意分类模型（需已安装 timm）",
         source="Wightman, PyTorch image models, doi 10.5281/zenodo.4414861",
         shapes="[B, C, H, W] -> [B, num_outputs]",
         limits="needs timm, and with it a torchvision that fits torch; `groundup tune timm:NAME` starts from its weights",
@@ -413,4 +414,4 @@ def open_foreign(name: str) -> Foreign:
         spec = name.removeprefix("hub:")
         return open_transformers(fetch(spec), spec.partition("@")[0].rpartition("/")[2])
     folder = Path(name).expanduser()
-    return open_transformers(folder, folder.resolve().name)
+    return open_transformers(folder, re.sub(r"[^\w.\-]+", "-", folder.resolve().name))  # runs are called after it
