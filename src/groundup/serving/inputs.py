@@ -91,7 +91,8 @@ def read(body: bytes, content_type: str, kind: str, limits: Limits) -> Asked:
             "UnsupportedMediaType",
             "content type '{content}' is not read here; known: {known}",
             "不支持内容类型 '{content}'；可用：{known}",
-            fix=curl,
+            fix="{curl}",
+            curl=curl,
             content=short(content),
             known=known,
         )
@@ -159,7 +160,9 @@ def _from_base64(value: Any, name: str, index: int) -> bytes:
         )
     text = value.partition(",")[2] if value[:5].lower() == "data:" else value
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
+        if any(space in text for space in " \r\n\t"):  # lines of 76 characters, as mail has them
+            text = "".join(text.split())
+        return base64.b64decode(text, validate=True)
     except ValueError as error:
         raise bad("{name}: not base64: {error}", "{name}：不是 base64：{error}", index=index, name=name, error=short(error)) from error
 
