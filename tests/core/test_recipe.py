@@ -231,9 +231,9 @@ def test_shipped_recipes_load_and_round_trip(name):
 
 
 def test_differences_name_the_keys():
-    changed = load("mnist-cnn", {"optim.lr": 0.5, "model.dropout": 0.1, "data.augment": None})
-    found = differences(load("mnist-cnn"), changed)
-    assert found["optim.lr"] == (0.002, 0.5) and found["model.dropout"] == (0.2, 0.1)
+    changed = load("mnist-best", {"optim.lr": 0.5, "model.layers": [1, 1, 1], "data.augment": None})
+    found = differences(load("mnist-best"), changed)
+    assert found["optim.lr"] == (0.006, 0.5) and found["model.layers"] == ([2, 2, 2], [1, 1, 1])
     assert found["data.augment.shift"] == (2, None)
 
 

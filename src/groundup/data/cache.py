@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from groundup.core import files
 
-VERSION = 2  # part of every key: raise it when the meaning of cached bytes changes
+VERSION = 3  # part of every key: raise it when the meaning of cached bytes changes
 
 
 def cache_folder() -> Path:

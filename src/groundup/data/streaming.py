@@ -88,11 +88,12 @@ class StreamedImages:
             try:
                 batch = next(self._iterator)
                 break
-            except RuntimeError as error:
-                if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
+            except (RuntimeError, OSError, EOFError) as error:
+                # A dead worker: torch noticed, or its end of the pipe closed while a batch came through.
+                if isinstance(error, RuntimeError) and not any(w in str(error) for w in ("exited unexpectedly", "killed by signal")):
                     raise
                 if self.on_restart:
-                    self.on_restart(str(error).splitlines()[0])
+                    self.on_restart((str(error) or type(error).__name__).splitlines()[0])
                 self._iterator = self._workers(self._queued)
         self._queued.pop(0)
         return self.images.fetch(index) if batch is None else batch

@@ -116,7 +116,8 @@ class Wrapped(Model):
 
 def _is_stack(module: nn.Module, last: nn.Module) -> bool:
     children = list(module.children())
-    return len(children) > 1 and last not in set(module.modules()) and all(next(c.parameters(), None) is not None for c in children)
+    blocks = all(next(c.parameters(), None) is not None and next(c.children(), None) is not None for c in children)  # not single layers
+    return len(children) > 1 and last not in set(module.modules()) and blocks
 
 
 def last_linear(net: nn.Module, outputs: int) -> str:
