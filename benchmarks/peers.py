@@ -151,6 +151,7 @@ def trainer(data: torch.utils.data.TensorDataset, folder: Path) -> Callable[[], 
 
 
 def fastai(data: torch.utils.data.TensorDataset, folder: Path) -> Callable[[], float]:
+    import fastai.callback.progress  # noqa: F401 - gives Learner its no_bar
     from fastai.callback.core import Callback
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader
