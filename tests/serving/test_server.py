@@ -616,6 +616,7 @@ CHROMIUM = Path("/usr/bin/chromium")
 
 
 @pytest.mark.skipif(not CHROMIUM.is_file(), reason="needs /usr/bin/chromium")
+@pytest.mark.slow  # a browser on a loaded machine can take longer than any wait that is worth having in every run
 def test_the_page_in_a_browser(models, tmp_path):
     """The page as a person sees it: the key is entered, pictures are dropped, one of them is none, and the answers stand there in their order. The
     dropping is done to the page's own handlers."""
