@@ -6,9 +6,11 @@ The articles' side is their section 5.2 with the one correction that lets it run
 parameters, Adam 1e-3, batches of 64, 10 epochs, and pictures that pass one by one through PIL, ToTensor and Normalize as torchvision's MNIST
 does it (written out here: torchvision is not needed). It runs as a process of its own; its clock stops while test accuracy is measured.
 
+Their program ends, as published, with an evaluation of the test pictures through the same per-sample path.
+
 Ours are whole processes too, `groundup train RECIPE`, with everything that a run does (checks, checkpoints, evaluation, report). Test accuracy
 on the way is measured by a tracker that comes with this script; the recipes choose by the validation split alone and never see it. The clock of
-the training is that of the loop, without the tracker's measuring. Each side is run for each of three seeds, in turn.
+the training is that of the loop, without the tracker's measuring. Each side is run for each of three seeds, in turn; costs are medians.
 """
 
 from __future__ import annotations
@@ -26,11 +28,13 @@ from typing import Any
 
 TARGET = 0.978  # the articles' figure
 EPOCHS, BATCH = 10, 64
+QUICK = 150  # steps of the articles' program in a quick run
 
 
 # -- the articles' program (a process of its own) --------------------------------------------------------------------------------
-def articles(epochs: int, seed: int) -> None:
-    """Prints one JSON line: seconds of training, seconds until TARGET, and the final test accuracy."""
+def articles(limit: int, seed: int) -> None:
+    """Prints one JSON line: seconds of training, seconds until TARGET, and the final test accuracy. `limit`: at most so many steps; 0, no limit."""
+    import numpy as np
     import torch
     from PIL import Image
     from torch import nn
@@ -61,13 +65,13 @@ def articles(epochs: int, seed: int) -> None:
             return len(self.labels)
 
         def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-            import numpy as np
-
-            picture = Image.fromarray(self.pixels[i].numpy(), mode=None)
+            picture = Image.fromarray(self.pixels[i].numpy())
             array = torch.from_numpy(np.array(picture, np.uint8, copy=True)).view(28, 28, 1).permute(2, 0, 1).contiguous()
-            tensor = array.to(torch.get_default_dtype()).div(255)
-            mean, std = (torch.as_tensor([0.5], dtype=tensor.dtype).view(-1, 1, 1) for _ in range(2))
-            return tensor.clone().sub_(mean).div_(std), int(self.labels[i])
+            tensor = array.to(torch.get_default_dtype()).div(255).clone()
+            mean, std = torch.as_tensor([0.5], dtype=tensor.dtype), torch.as_tensor([0.5], dtype=tensor.dtype)
+            if (std == 0).any():
+                raise ValueError("std is zero")
+            return tensor.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1)), int(self.labels[i])
 
     data = mnist()
     pixels, labels = torch.from_numpy(data.inputs.array[:, 0]), torch.from_numpy(data.target.astype("int64"))
@@ -88,9 +92,11 @@ def articles(epochs: int, seed: int) -> None:
     clock, passed, step, measuring = 0.0, None, 0, 0.0
     model.train()
     begin = time.perf_counter()
-    for _ in range(epochs):
+    for _ in range(EPOCHS):
         running = 0.0
         for images, targets in loader:
+            if limit and step >= limit:
+                break
             optimizer.zero_grad()
             loss = criterion(model(images), targets)
             loss.backward()
@@ -105,7 +111,12 @@ def articles(epochs: int, seed: int) -> None:
                 measuring += time.perf_counter() - begin
                 begin = time.perf_counter()
     clock += time.perf_counter() - begin
-    print(json.dumps({"train": clock, "passed": passed, "measuring": measuring, "accuracy": accuracy()}), flush=True)
+    model.eval()
+    correct = 0
+    with torch.no_grad():
+        for images, targets in torch.utils.data.DataLoader(test, batch_size=BATCH):
+            correct += (torch.max(model(images), 1)[1] == targets).sum().item()
+    print(json.dumps({"train": clock, "passed": passed, "measuring": measuring, "accuracy": correct / len(test)}), flush=True)
 
 
 # -- ours ------------------------------------------------------------------------------------------------------------------------
@@ -167,39 +178,57 @@ def ours(recipe: str, seed: int, folder: Path, *, watched: bool, extra: list[str
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     result = json.loads(done.stdout)
-    found = {"process": seconds, "train": result["seconds"]["train"], "accuracy": result["metrics"]["accuracy"], "parameters": result["parameters"]}
+    found = {
+        "process": seconds,
+        "train": result["seconds"]["train"],
+        "accuracy": result["metrics"]["accuracy"],
+        "parameters": result["parameters"],
+    }
     if watched:
         found["passed"] = json.loads((out / "passed.json").read_text(encoding="utf-8"))["passed"]
     return found
 
 
-def theirs(epochs: int, seed: int) -> dict[str, Any]:
+def theirs(limit: int, seed: int) -> dict[str, Any]:
     begin = time.perf_counter()
-    command = [sys.executable, __file__, "--articles", str(epochs), str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, __file__, "--articles", str(limit), str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - begin
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
     return found | {"process": seconds - found.pop("measuring")}  # measuring on the way is not the articles' work
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed, and a tenth of each training: shows that it runs")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one seed, the start of the articles' program and of mnist-best: shows that it runs, too little to judge by",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="how many; three take half an hour on two cores")
-    parser.add_argument("--articles", nargs=2, metavar=("EPOCHS", "SEED"), help=argparse.SUPPRESS)
+    parser.add_argument("--articles", nargs=2, metavar=("STEPS", "SEED"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.articles:
         articles(int(arguments.articles[0]), int(arguments.articles[1]))
         return
+    from groundup.core.errors import GroundupError
+    from groundup.data.builtin.idx_sets import mnist
+
     os.environ["PYTHONWARNINGS"] = "ignore"
     seeds = [0] if arguments.quick else list(range(arguments.seeds))
     short = ["--set", "train.epochs=0.1"] if arguments.quick else []
+    try:
+        mnist()
+    except GroundupError as error:
+        raise SystemExit(str(error)) from error
     with tempfile.TemporaryDirectory() as place:
         rows: dict[str, list[dict[str, Any]]] = {"articles": [], "mnist-cnn": [], "mnist-cnn watched": [], "mnist-best": []}
         for seed in seeds:
-            rows["mnist-cnn"].append(ours("mnist-cnn", seed, Path(place), watched=False, extra=short))
-            rows["articles"].append(theirs(1 if arguments.quick else EPOCHS, seed))
-            rows["mnist-cnn watched"].append(ours("mnist-cnn", seed, Path(place), watched=True, extra=short))
+            rows["mnist-cnn"].append(ours("mnist-cnn", seed, Path(place), watched=False, extra=[]))
+            rows["articles"].append(theirs(QUICK if arguments.quick else 0, seed))
+            rows["mnist-cnn watched"].append(ours("mnist-cnn", seed, Path(place), watched=True, extra=[]))
             rows["mnist-best"].append(ours("mnist-best", seed, Path(place), watched=False, extra=short))
             for name, found in rows.items():
                 print(f"seed {seed}  {name:18}", json.dumps({k: v if v is None else round(v, 4) for k, v in found[-1].items()}), flush=True)
@@ -221,10 +250,11 @@ def main() -> None:
         part("mnist-best, training", middle("mnist-best", "train"), middle("articles", "train"), "s", 1),
     ]
     for p in parts:
+        p["met"] = None if arguments.quick else p["met"]
         print(f"{p['name']:32} ours {p['ours']}  articles {p['peer']}  ratio {p['ratio']}  target {p['target']}  met {p['met']}")
     worst = min((p for p in parts if p["unit"] == "s"), key=lambda p: (p["ratio"] or 0) / p["target"])
     top = {key: worst[key] for key in ("ours", "peer", "unit", "ratio", "target")}
-    print(json.dumps({"benchmark": "mnist_time_to_accuracy", **top, "met": all(p["met"] for p in parts), "parts": parts}))
+    print(json.dumps({"benchmark": "mnist_time_to_accuracy", **top, "met": None if arguments.quick else all(p["met"] for p in parts), "parts": parts}))
 
 
 def part(name: str, ours: float, peer: float, unit: str, target: float) -> dict[str, Any]:
@@ -235,7 +265,15 @@ def part(name: str, ours: float, peer: float, unit: str, target: float) -> dict[
 
 
 def reached(name: str, ours: float, peer: float, target: float) -> dict[str, Any]:
-    return {"name": name, "ours": round(ours, 5), "peer": round(peer, 5), "unit": "accuracy", "ratio": None, "target": target, "met": ours >= target}
+    return {
+        "name": name,
+        "ours": round(ours, 5),
+        "peer": round(peer, 5),
+        "unit": "accuracy",
+        "ratio": None,
+        "target": target,
+        "met": ours >= target,
+    }
 
 
 if __name__ == "__main__":

@@ -141,8 +141,8 @@ def trainer(data: torch.utils.data.TensorDataset, folder: Path) -> Callable[[], 
     def run() -> float:
         clock = Clock()
         arguments = TrainingArguments(output_dir=str(folder), num_train_epochs=1, per_device_train_batch_size=BATCH, learning_rate=LR,
-                                      lr_scheduler_type="constant", save_strategy="no", report_to=[], use_cpu=True, dataloader_drop_last=True,
-                                      remove_unused_columns=False, disable_tqdm=True, max_grad_norm=0.0)  # fmt: skip
+                                      lr_scheduler_type="constant", weight_decay=0.01, save_strategy="no", report_to=[], use_cpu=True,
+                                      dataloader_drop_last=True, remove_unused_columns=False, disable_tqdm=True, max_grad_norm=0.0)  # fmt: skip
         made = Trainer(Model(), arguments, train_dataset=data, data_collator=collate, callbacks=[clock])
         made.train()
         return clock.seconds

@@ -24,7 +24,7 @@ from groundup.core.recipe import Recipe, Views
 from groundup.core.registry import MODELS, TASKS
 from groundup.data.order import CounterRandom
 from groundup.evaluation.evaluate import evaluating
-from groundup.evaluation.views import viewed
+from groundup.evaluation.views import parse, viewed
 from groundup.models.base import build_model, placed
 from groundup.models.hub import is_foreign, open_foreign
 from groundup.tasks.base import Task
@@ -48,6 +48,12 @@ class Loaded:
         """The model with the views (test-time augmentation) that its card asks for: what answers and evaluations use."""
         views = self.card.get("views")
         return viewed(self.model, Views(**views) if views else None)
+
+    def look_through(self, views: str | None) -> None:
+        """Other views than the card's, as 'flip,shift=1' or 'none'; None leaves them. Raises UserError."""
+        if views is not None:
+            chosen = parse(views)
+            self.card["views"] = chosen.model_dump() if chosen else None
 
     @property
     def sha256(self) -> str:

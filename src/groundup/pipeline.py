@@ -26,8 +26,7 @@ from groundup.core.messages import say
 from groundup.core.recipe import Columns, Data, Picture, Recipe, build, load, override
 from groundup.core.registry import METHODS
 from groundup.core.run import resolve_run
-from groundup.data import statistics
-from groundup.data.pictures import IMAGE_SUFFIXES
+from groundup.data.pictures import IMAGE_SUFFIXES, pil_picture
 from groundup.data.prepare import Prepared, prepare
 from groundup.data.streaming import default_workers
 from groundup.data.table import read_rows
@@ -35,7 +34,6 @@ from groundup.evaluation import card, report
 from groundup.evaluation.evaluate import evaluate as evaluate_split
 from groundup.evaluation.evaluate import summary
 from groundup.evaluation.records import Records, paired, shown_pictures, slices
-from groundup.evaluation.views import parse as parse_views
 from groundup.evaluation.views import viewed
 from groundup.jobs import Job, Overrides, like_base, open_run
 from groundup.metrics import MetricSet
@@ -229,7 +227,7 @@ def _by_record(
     if pictures is not None and task.kind == "image":
         with contextlib.suppress(OSError):  # a full disk: the model itself matters, and is still to be written
             pictures.mkdir(exist_ok=True)
-            found |= shown_pictures(records, task.state()["labels"], encoded, statistics.pil_picture, pictures)
+            found |= shown_pictures(records, task.state()["labels"], encoded, pil_picture, pictures)
     return found
 
 
@@ -487,7 +485,7 @@ def evaluate(
     begin = time.monotonic()
     loaded = modelfolder.load(model, trust_code=trust_code)
     _can_answer(loaded)
-    _look_through(loaded, views)
+    loaded.look_through(views)
     own = Data.model_validate(loaded.card["data"]["spec"]) if "data" in loaded.card else None
     if own is None and data is None:
         raise DataError(
@@ -577,15 +575,8 @@ def predict(
     """Answers to raw inputs: paths of pictures, folders of pictures, rows of numbers ('5.1,3.5,1.4,0.2'), or CSV files of rows."""
     loaded = model if isinstance(model, modelfolder.Loaded) else modelfolder.load(model, trust_code=trust_code)
     _can_answer(loaded)
-    _look_through(loaded, views)
+    loaded.look_through(views)
     return [{"input": label, **loaded.predict(raw)} for item in inputs for label, raw in _expand(item, loaded.task)]
-
-
-def _look_through(loaded: modelfolder.Loaded, views: str | None) -> None:
-    """Other views than those the model was made with, where some are asked for."""
-    if views is not None:
-        chosen = parse_views(views)
-        loaded.card["views"] = chosen.model_dump() if chosen else None
 
 
 def _can_answer(loaded: modelfolder.Loaded) -> None:

@@ -162,19 +162,19 @@ _CHROMINANCE = "17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56 99 99 9
 
 
 @functools.lru_cache(maxsize=8)
-def _jpeg_constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The cosine basis [8, 8], the two tables [2, 8, 8], and RGB -> YCbCr [3, 3]."""
+def _jpeg_constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The cosine basis [8, 8], the two tables [2, 8, 8], RGB -> YCbCr [3, 3] and back."""
     k = torch.arange(8, dtype=torch.float64)
     basis = torch.cos((2 * k[None] + 1) * k[:, None] * math.pi / 16) * torch.where(k == 0, 0.5**0.5, 1.0)[:, None] / 2
     tables = torch.tensor([[float(v) for v in text.split()] for text in (_LUMINANCE, _CHROMINANCE)]).view(2, 8, 8)
     ycc = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], dtype=torch.float64)
-    return basis.float().to(device), tables.to(device), ycc.float().to(device)
+    return basis.float().to(device), tables.to(device), ycc.float().to(device), torch.linalg.inv(ycc).float().to(device)
 
 
 def jpeg(x: Tensor, least: int, u: Tensor) -> Tensor:
     """What a JPEG of quality `least` to 100 leaves of the picture: chroma at half the resolution, 8x8 cosine transform, rounding by the
     standard's tables (scaled as libjpeg does). u: [B, 1]."""
-    basis, tables, ycc = _jpeg_constants(x.device)
+    basis, tables, ycc, rgb = _jpeg_constants(x.device)
     b, c, h, w = x.shape
     quality = least + (100 - least) * u[:, 0]
     scale = torch.where(quality < 50, 50 / quality, 2 - quality / 50).view(-1, 1, 1, 1, 1)
@@ -195,7 +195,7 @@ def jpeg(x: Tensor, least: int, u: Tensor) -> Tensor:
     y = done[0] + 128
     if c == 3:  # decoders enlarge the chroma smoothly
         chroma = F.interpolate(done[1], scale_factor=2, mode="bilinear", align_corners=False)
-        y = torch.einsum("oc,bchw->bohw", torch.linalg.inv(ycc), torch.cat([y, chroma], 1))
+        y = torch.einsum("oc,bchw->bohw", rgb, torch.cat([y, chroma], 1))
     return (y[:, :, :h, :w] / 255).clamp(0, 1)
 
 

@@ -203,6 +203,13 @@ def picture_array(
     return array[None] if wanted == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
+def pil_picture(pixels: NDArray[np.uint8]) -> Any:
+    """uint8 [C, H, W] -> a PIL picture, the inverse of `picture_array`."""
+    from PIL import Image
+
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
 def _brought_to(picture: Any, size: tuple[int, int], resize: Resize) -> Any:
     from PIL import Image
 

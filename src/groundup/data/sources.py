@@ -19,7 +19,7 @@ from groundup.data.dataset import Dataset, digests_of, from_arrays
 from groundup.data.idx import find_idx, read_folder
 from groundup.data.image_folder import FILE_COLUMNS, is_picture, read_image_folder
 from groundup.data.order import hashed_order
-from groundup.data.pictures import ArrayImages, Resize, picture_array
+from groundup.data.pictures import ArrayImages, Resize, picture_array, pil_picture
 from groundup.data.table import read_csv, read_npz, read_rows
 from groundup.data.tree import is_archive
 
@@ -68,12 +68,9 @@ def _resized(dataset: Dataset, config: Data) -> Dataset:
     shape, how = (dataset.input_shape[0] if channels == "auto" else channels, *sides), Resize.of(config.image)
     if shape == dataset.input_shape or not isinstance(dataset.inputs, ArrayImages):
         return dataset
-    from PIL import Image
-
     made = np.empty((len(dataset), *shape), dtype=np.uint8)
     for i, pixels in enumerate(dataset.inputs.array):
-        picture = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-        made[i] = picture_array(picture, shape[0], (shape[1], shape[2]), how)
+        made[i] = picture_array(pil_picture(pixels), shape[0], (shape[1], shape[2]), how)
     return replace(dataset, inputs=ArrayImages(made))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from groundup.core import files
 from groundup.core.errors import DataError
 from groundup.data.order import permutation
+from groundup.data.pictures import pil_picture
 from groundup.data.prepare import Prepared, labels_of, natural, numeric_target
 
 
@@ -119,13 +120,6 @@ def problems(prepared: Prepared, *, classification: bool) -> list[dict[str, Any]
             f"{duplicates} 条完全重复的记录；相同的记录只出现在划分的同一侧",
         )
     return found
-
-
-def pil_picture(pixels: Any) -> Any:
-    """uint8 [C, H, W] -> a PIL picture."""
-    from PIL import Image
-
-    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
 def sample_grid(prepared: Prepared, path: Path, *, columns: int = 10, rows: int = 6) -> None:

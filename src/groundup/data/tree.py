@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import os
 import shutil
 import tarfile
@@ -184,7 +185,7 @@ def _unpacked(path: Path) -> Path:
     temporary = files.temporary_sibling(made)
     made.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with __import__(kind).open(path, "rb") as source, open(temporary, "wb") as target:
+        with importlib.import_module(kind).open(path, "rb") as source, open(temporary, "wb") as target:
             shutil.copyfileobj(source, target, 2**20)
         os.replace(temporary, made)
     except OSError as error:

@@ -39,7 +39,6 @@ from groundup.core import console
 from groundup.core.device import choose_device
 from groundup.core.errors import GateError, UserError
 from groundup.core.messages import say
-from groundup.evaluation.views import parse
 from groundup.models.base import placed
 from groundup.serving import inputs
 from groundup.serving.limits import Limits, Refusal
@@ -408,9 +407,7 @@ def serve(
     url = f"http://{ {'0.0.0.0': '127.0.0.1', '[::]': '[::1]'}.get(shown, shown) }:{taken.getsockname()[1]}"
     try:
         loaded = modelfolder.load(model, trust_code=trust_code)
-        if views is not None:
-            chosen = parse(views)
-            loaded.card["views"] = chosen.model_dump() if chosen else None
+        loaded.look_through(views)
         _gate(loaded)
         placed(loaded.model, torch.device(choose_device(device or "auto").value))
         _leave_a_core(loaded)

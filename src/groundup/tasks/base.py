@@ -226,7 +226,7 @@ class ImageInputs:
     def read(self, raw: Any) -> Tensor:
         """A path, bytes, a PIL picture or an array -> uint8 [1, C, H, W] in the model's size. Raises DataError."""
         from groundup.data.dataset import from_arrays, read_bytes
-        from groundup.data.pictures import REASONS_ZH, decode, picture_array, quiet_pillow
+        from groundup.data.pictures import REASONS_ZH, decode, picture_array, pil_picture, quiet_pillow
 
         channels, height, width = self.shape
         if isinstance(raw, str | Path):
@@ -254,7 +254,7 @@ class ImageInputs:
 
             if not isinstance(raw, Image.Image):
                 array = from_arrays("the input", np.asarray(raw)[None], ["?"]).inputs.array[0]
-                raw = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
+                raw = pil_picture(array)
             pixels = picture_array(raw, channels, (height, width), self.resize)
         return torch.from_numpy(np.array(pixels))[None]
 

@@ -6,6 +6,8 @@ Weight decay spares norms and biases (every parameter with fewer than two dimens
 from __future__ import annotations
 
 import fnmatch
+import inspect
+from types import MethodType
 from typing import Any
 
 import torch
@@ -65,6 +67,13 @@ def _without_the_compiler() -> None:
             inner.__dynamo_disable = inner
 
 
+def _plain_step(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The same for `step`, whose wrapper imports the compiler to mark where a graph ends: what it wraps, without gradients, with its hooks."""
+    step = torch.no_grad()(inspect.unwrap(type(optimizer).step))
+    optimizer.step = MethodType(torch.optim.Optimizer.profile_hook_step(step), optimizer)  # type: ignore[method-assign]
+    return optimizer
+
+
 def build_optimizers(model: nn.Module, config: Optim, device: str) -> list[torch.optim.Optimizer]:
     """The optimizers of a run, each group carrying `base_lr` for the schedule to scale.
 
@@ -72,6 +81,10 @@ def build_optimizers(model: nn.Module, config: Optim, device: str) -> list[torch
         RecipeError: settings that do not go together, or nothing to train.
     """
     _without_the_compiler()
+    return [_plain_step(optimizer) for optimizer in _build(model, config, device)]
+
+
+def _build(model: nn.Module, config: Optim, device: str) -> list[torch.optim.Optimizer]:
     trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if not trainable:
         raise RecipeError("no parameter of the model is trainable", "模型没有任何可训练的参数", fix="--set method=full")
