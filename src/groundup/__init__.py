@@ -23,6 +23,7 @@ _PUBLIC = {
     "tune": ("groundup.pipeline", "tune"),
     "evaluate": ("groundup.pipeline", "evaluate"),
     "predict": ("groundup.pipeline", "predict"),
+    "generate": ("groundup.pipeline", "generate"),
     "export": ("groundup.pipeline", "export"),
     "serve": ("groundup.pipeline", "serve"),
     "load": ("groundup.modelfolder", "load"),

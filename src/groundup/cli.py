@@ -251,6 +251,16 @@ def train(
     resume: Resume = False,
     dry_run: DryRun = False,
     extend: Extend = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="10min",
+            help=_help(
+                "Choose a language model's size, tokens and batch for this much time here.", "按给定时间为语言模型选择大小、词元数与批次。"
+            ),
+        ),
+    ] = None,
     trust_code: Trust = False,
     json: Json = False,
     lang: Lang = None,
@@ -262,7 +272,7 @@ def train(
 
     overrides = _sets(sets)
     return _training(
-        partial(pipeline.train, recipe, overrides, out=out, resume=resume, extend=extend, trust_code=trust_code),
+        partial(pipeline.train, recipe, overrides, out=out, resume=resume, extend=extend, trust_code=trust_code, budget=budget),
         partial(pipeline.plan_only, recipe, overrides),
         dry_run,
         json,
@@ -522,6 +532,132 @@ def serve(
         )
 
     return Call(run, lambda nothing: None, False)  # it prints its JSON lines itself
+
+
+# -- generate, chat ------------------------------------------------------------------------------------------------------------
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help=_help("New tokens at most.", "最多生成的词元数。"))]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        "--temperature", min=0.0, help=_help("Higher is more varied; 0 always takes the likeliest.", "越高越多样；0 表示总取最可能的词元。")
+    ),
+]
+TopK = Annotated[int | None, typer.Option("--top-k", min=1, help=_help("Only the k likeliest tokens.", "只取最可能的 k 个词元。"))]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p", min=0.0, max=1.0, help=_help("Only the likeliest that hold p of the probability.", "只取累计概率达到 p 的词元。")
+    ),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(
+        "--min-p", min=0.0, max=1.0, help=_help("Only those p times as likely as the likeliest.", "只取概率不低于最大概率 p 倍的词元。")
+    ),
+]
+Penalty = Annotated[
+    float, typer.Option("--repetition-penalty", min=0.01, help=_help("Above 1: against repeating what is there.", "大于 1：减少重复。"))
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option("--stop", metavar="TEXT", help=_help("End before this text. May be repeated.", "遇到该文本即结束，可重复。")),
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help=_help("The same seed gives the same text.", "相同的种子得到相同的文本。"))]
+Weights = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="float32|bfloat16|int8",
+        help=_help("Of the weights: fewer bits are read faster and are less exact.", "权重精度：位数越少读取越快，也越不精确。"),
+    ),
+]
+LineJson = Annotated[bool, typer.Option("--json", help=_help("JSON lines on standard output.", "标准输出为 JSON 行。"))]
+
+
+@app.command(help=_help("A language model continues a text.", "语言模型续写文本。"))
+def generate(
+    model: Model,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PROMPT]...", help=_help("What to go on from (none: the begin of a text).", "续写的开头（不给则从文本开头写起）。")
+        ),
+    ] = None,
+    max_tokens: MaxTokens = 200,
+    temperature: Temperature = 0.8,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = 1.0,
+    stop: Stop = None,
+    seed: SeedOption = 0,
+    precision: Weights = "float32",
+    trust_code: Trust = False,
+    json: LineJson = False,
+    lang: Lang = None,
+    traceback: Trace = False,
+) -> Call:
+    def run() -> None:
+        from groundup import talking
+        from groundup.core import console
+
+        console.configure(to_stderr=True)
+        how = talking.Sampling(
+            max_tokens,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            seed,
+            stop or (),
+            precision=precision,  # type: ignore[arg-type]
+        )
+        talking.generate(model, prompts or [""], how, as_json=json, trust_code=trust_code)
+
+    return Call(run, lambda nothing: None, False)  # the text is shown as it comes
+
+
+@app.command(help=_help("Talk with a language model that has learned to answer.", "与学会回答的语言模型对话。"))
+def chat(
+    model: Model,
+    system: Annotated[
+        str | None,
+        typer.Option("--system", metavar="TEXT", help=_help("What the model is told before the first turn.", "第一轮之前的系统提示。")),
+    ] = None,
+    max_tokens: MaxTokens = 200,
+    temperature: Temperature = 0.8,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = 1.0,
+    stop: Stop = None,
+    seed: SeedOption = 0,
+    precision: Weights = "float32",
+    trust_code: Trust = False,
+    json: LineJson = False,
+    lang: Lang = None,
+    traceback: Trace = False,
+) -> Call:
+    def run() -> None:
+        from groundup import talking
+        from groundup.core import console
+
+        console.configure(to_stderr=json)
+        how = talking.Sampling(
+            max_tokens,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            seed,
+            stop or (),
+            precision=precision,  # type: ignore[arg-type]
+        )
+        talking.chat(model, how, system=system, as_json=json, trust_code=trust_code)
+
+    return Call(run, lambda nothing: None, False)
 
 
 # -- runs ----------------------------------------------------------------------------------------------------------------------

@@ -37,12 +37,13 @@ from groundup.tasks.base import Encoded, Task
 from groundup.training import loop
 from groundup.training.batches import Batches
 from groundup.training.checkpoint import Checkpoints
-from groundup.training.optim import build_optimizers
+from groundup.training.optim import automatic_rate, build_optimizers
+from groundup.training.parallel import Ranks
 from groundup.training.state import TrainState, new_state
 from groundup.tuning import stages_of
 
 Overrides = Mapping[str, Any]
-KINDS_ZH = {"image": "图片", "vector": "向量"}
+KINDS_ZH = {"image": "图片", "vector": "向量", "text": "文本"}
 
 
 @dataclass
@@ -137,7 +138,7 @@ def removed_on_failure(run: RunFolder) -> Iterator[None]:
 
 def _absolute(recipe: Recipe) -> Recipe:
     """Paths made absolute, so that the run can be resumed from any folder; tokens refused where no task counts them."""
-    if recipe.train.tokens is not None:
+    if recipe.train.tokens is not None and not modelfolder.build_task(recipe.task.name, recipe.task.arguments).tokens_per_sample:
         raise RecipeError(
             "train.tokens is for language models; task '{task}' counts samples",
             "train.tokens 用于语言模型；任务 '{task}' 按样本计数",
@@ -157,14 +158,29 @@ def _absolute(recipe: Recipe) -> Recipe:
     )
 
 
-def build(recipe: Recipe, run: RunFolder, *, resume: bool, trust_code: bool, train_base: Callable[[str], Path]) -> Job:
+def build(
+    recipe: Recipe,
+    run: RunFolder,
+    *,
+    resume: bool,
+    trust_code: bool,
+    train_base: Callable[[str], Path],
+    ranks: Ranks | None = None,
+    checkpoints: Path | None = None,
+) -> Job:
     """Data, task, model, optimizers, state and plan of a run, with every `auto` decided; restored where there is a checkpoint."""
+    ranks = ranks or Ranks()
+    run.agree = ranks.agree
     console.line(say("run folder {path}", "运行目录 {path}", path=run.path))
     base = _open_base(recipe, run, trust_code, train_base)
     task = modelfolder.build_task(recipe.task.name, recipe.task.arguments)
-    prepared = prepare(like_base(recipe.data, base), classification=task.classification)
-    _fit(task, prepared, base, recipe.keep_classes)
+    with ranks.first():
+        prepared = prepare(like_base(recipe.data, base), classification=task.classification, kind=task.kind)
+        _fit(task, prepared, base, recipe.keep_classes)
     _record_data(run, prepared, task, resumed=resume)
+    for name, value, reason, reason_zh in task.decisions():
+        run.decide(name, value, reason, reason_zh)
+        console.line(f"{name}: " + say("{en}", "{zh}", en=reason, zh=reason_zh))
 
     where = run.decide("device", *_reasoned(device.choose_device(recipe.train.device)))
     precision = run.decide("precision", *_reasoned(device.choose_precision(recipe.train.precision, where)))
@@ -188,25 +204,47 @@ def build(recipe: Recipe, run: RunFolder, *, resume: bool, trust_code: bool, tra
     stages = stages_of(made)
     stages[-1].enter(model)  # the one with the most to train: what the optimizers take, and what has to fit into memory
     _state_batch_norm(run, model, stages)
+    if recipe.optim.lr == "auto":
+        rate, counted = automatic_rate(model)
+        run.decide("lr", rate, f"for {counted:,} parameters in the layers", f"对应各层共 {counted:,} 个参数")
     optimizers = build_optimizers(model, recipe.optim, where)
 
     workers = recipe.data.workers if recipe.data.workers != "auto" else default_workers()
     on_restart = lambda why: run.event("worker_restart", why=why)  # noqa: E731
-    encoded = {
-        name: task.prepare(prepared.dataset, prepared.splits[name], at, workers=workers, on_restart=on_restart)
-        for name in ("train", "validation")
-        if name in prepared.splits
-    }
+    with ranks.first():
+        encoded = {
+            name: task.prepare(prepared.dataset, prepared.splits[name], at, workers=workers, on_restart=on_restart)
+            for name in ("train", "validation")
+            if name in prepared.splits
+        }
     batch_size = _batch_size(recipe, run, len(encoded["train"]))
+    if batch_size < ranks.world:
+        raise RecipeError(
+            "train.batch_size = {n} cannot be divided among {world} processes",
+            "train.batch_size = {n} 无法分给 {world} 个进程",
+            n=batch_size,
+            world=ranks.world,
+            fix="--set train.batch_size={world}",
+        )
     seed = recipe.train.seed
     balance = recipe.data.balance
     if balance and not task.classification:
         raise RecipeError("data.balance needs one label per record", "data.balance 需要每条记录只有一个标签", fix="--set data.balance=0")
     classes = encoded["train"].targets.cpu().numpy() if balance else None
     batches = Batches(
-        task, encoded["train"], batch_size=batch_size, micro_batch_size=batch_size, seed=seed, device=at, classes=classes, balance=balance
+        task,
+        encoded["train"],
+        batch_size=batch_size,
+        micro_batch_size=batch_size,
+        seed=seed,
+        device=at,
+        classes=classes,
+        balance=balance,
+        ranks=ranks,
     )
     total = recipe.train.steps if recipe.train.steps is not None else batches.order.steps(float(recipe.train.epochs or 1))
+    if recipe.train.tokens is not None:
+        total = -(-int(recipe.train.tokens) // (batch_size * task.tokens_per_sample))
     assert isinstance(total, int)
     state = new_state(model, optimizers, total, at, ema=recipe.train.ema is not None, fp16=precision == "float16")
 
@@ -238,20 +276,24 @@ def build(recipe: Recipe, run: RunFolder, *, resume: bool, trust_code: bool, tra
         save_seconds=units.seconds(save) if isinstance(save, str) else None,
         keep=recipe.train.keep,
         stages=stages,
+        ranks=ranks,
+        **_flops(task, model, run, at, precision),
     )
     facts = {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "device": where,
         "deterministic": recipe.train.deterministic,
-        "world_size": 1,
+        "world_size": ranks.world,
         "fingerprint": prepared.fingerprint,
         "machine": _machine(),
     }
-    checkpoints = Checkpoints(run.checkpoints, facts)
-    checkpoints.sweep()
-    job = Job(recipe, run, prepared, task, base, state, plan, batches, loop.Keeper(checkpoints, run, plan), encoded.get("validation"))
-    restored = checkpoints.load_newest(state) if resume else None
+    stored = Checkpoints(checkpoints or run.checkpoints, facts)
+    if ranks.rank == 0:
+        stored.sweep()
+    job = Job(recipe, run, prepared, task, base, state, plan, batches, loop.Keeper(stored, run, plan), encoded.get("validation"))
+    with ranks.first():
+        restored = stored.load_newest(state) if resume else None
     if restored is None:
         if resume:
             run.supersede(0, 0, attempt=1)  # killed before its first checkpoint: all of it is done again
@@ -263,6 +305,7 @@ def build(recipe: Recipe, run: RunFolder, *, resume: bool, trust_code: bool, tra
         state.stopped_early = state.stopped_early and restored.step >= total
         batches.micro_batch_size = run.decisions["micro_batch_size"]["value"]
         batches.per_step = -(-batch_size // batches.micro_batch_size)
+        _take_path(model, run)
         _compile(job, run.decisions["compile"]["value"])
     all_parameters, trainable = count_parameters(model)
     console.line(
@@ -411,9 +454,11 @@ def _fit(task: Task, prepared: Prepared, base: modelfolder.Loaded | None, keep_c
                 fix="--set keep_classes=false",
             )
         task.old_labels = list(base.task.state()["labels"])
+    if base is not None:
+        task.read_files(base.path)
     task.fit(dataset, prepared.splits["train"])
     if base is not None:  # features were learned under the base's normalisation: new labels, old preprocessing
-        task.load_state({"labels": task.state()["labels"], "preprocessor": base.task.state()["preprocessor"]})
+        task.load_state({"labels": task.state()["labels"], "preprocessor": base.task.state()["preprocessor"] | task.own_state()})
 
 
 def _new_head(model: nn.Module, task: Task, base: modelfolder.Loaded, keep_classes: bool) -> None:
@@ -457,6 +502,9 @@ def _record_data(run: RunFolder, prepared: Prepared, task: Task, *, resumed: boo
         files.write_json(
             run.path / "environment.json", probe.facts(quick=True) | {"groundup": groundup.__version__, "torch_version": torch.__version__}
         )
+        if prepared.dataset.kind == "text" and prepared.dataset.inputs.rejected.is_file():
+            with contextlib.suppress(OSError):
+                shutil.copyfile(prepared.dataset.inputs.rejected, run.path / "rejected.jsonl")
         if prepared.dataset.kind == "image":
             (run.path / "plots").mkdir(exist_ok=True)
             statistics.sample_grid(prepared, run.path / "plots" / "samples.png")
@@ -528,6 +576,7 @@ def _rehearse(job: Job) -> None:
                 ) from error
             batches.micro_batch_size //= 2
             batches.micro_batch_size += pairs and batches.micro_batch_size % 2
+    seconds = _measure_paths(job, seconds)
     whole = batches.micro_batch_size == batches.batch_size
     run.decide(
         "micro_batch_size",
@@ -555,6 +604,57 @@ def _rehearse(job: Job) -> None:
         reason = f"the run is estimated at {units.human_seconds(estimate)}; compiling takes about a minute"
         reason_zh = f"预计训练 {units.human_seconds(estimate)}；编译约需一分钟"
     _compile(job, run.decide("compile", chosen, reason, reason_zh))
+
+
+def _measure_paths(job: Job, seconds: float) -> float:
+    """How attention is computed, where the model leaves it open: the faster way of a rehearsed step. A deterministic run takes the rule instead,
+    since a measurement can come out differently another time. Returns the seconds of a step."""
+    model = job.state.model
+    if not hasattr(model, "attention_path"):
+        return seconds
+    context = job.task.tokens_per_sample
+    if job.plan.device.type != "cpu":
+        chosen, reason, reason_zh = (
+            "sdpa",
+            f"torch's fused kernel on {job.plan.device.type}",
+            f"{job.plan.device.type} 上使用 torch 的融合内核",
+        )
+    elif job.recipe.train.deterministic:
+        chosen = "explicit" if context <= 256 else "sdpa"
+        reason, reason_zh = "by the context's length: a measurement may differ between runs", "按上下文长度选择：实测结果可能随运行而变"
+    else:
+        took = {"sdpa": seconds}
+        if context <= 1024:
+            model.attention_path = "explicit"
+            took["explicit"] = loop.rehearse(job.state, job.batches, job.task, job.plan)
+        chosen = min(took, key=lambda k: took[k])
+        listed = ", ".join(f"{k} {v * 1000:.1f} ms" for k, v in took.items())
+        reason, reason_zh = f"measured on a step: {listed}", f"实测一步：{listed}"
+        seconds = took[chosen]
+    job.run.decide("attention", chosen, reason, reason_zh)
+    _take_path(model, job.run)
+    return seconds
+
+
+def _take_path(model: nn.Module, run: RunFolder) -> None:
+    if hasattr(model, "attention_path") and "attention" in run.decisions:
+        model.attention_path = run.decisions["attention"]["value"]
+
+
+def _flops(task: Task, model: nn.Module, run: RunFolder, at: torch.device, precision: str) -> dict[str, float]:
+    """What the MFU of a language model is counted from: its operations per token, and the peak of this device's matrix products."""
+    if not task.tokens_per_sample or not hasattr(model, "flops_per_token"):
+        return {}
+    peak = (
+        device.matmul_peak(at, getattr(torch, precision)) if "matmul_peak" not in run.decisions else run.decisions["matmul_peak"]["value"]
+    )
+    run.decide(
+        "matmul_peak",
+        peak,
+        f"{peak / 1e9:,.0f} GFLOP/s, measured with a {precision} product of 1024 x 1024 matrices (8192 on GPUs)",
+        f"{peak / 1e9:,.0f} GFLOP/s，由 1024 x 1024（GPU 上 8192）的 {precision} 矩阵乘法测得",
+    )
+    return {"flops_per_token": model.flops_per_token(task.tokens_per_sample), "peak_flops": peak}
 
 
 def _has_triton() -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,19 @@ from groundup.data.order import CounterRandom
 from groundup.evaluation.evaluate import evaluating
 from groundup.evaluation.views import parse, viewed
 from groundup.models.base import build_model, placed
-from groundup.models.hub import is_foreign, open_foreign
+from groundup.models.decoder import Decoder
+from groundup.models.gpt2 import GPT2
+from groundup.models.hub import fetch, is_foreign, open_foreign
+from groundup.models.language_files import (
+    family_of,
+    is_language_folder,
+    ours,
+    read_config,
+    read_weights,
+    theirs,
+    weight_files,
+    write_config,
+)
 from groundup.tasks.base import Task
 from groundup.training.checkpoint import commit, damage, load_weights, system_error, unique_tensors, write_manifest
 
@@ -74,8 +87,13 @@ def build_task(name: str, arguments: dict[str, Any]) -> Task:
     return task
 
 
-def reference_inputs(input_shape: tuple[int, ...], count: int = 4) -> Tensor:
-    """Fixed inputs after preprocessing, float32 [count, *input_shape] in [-1, 1): made, not stored, so that pictures of any size fit."""
+def reference_inputs(input_shape: tuple[int, ...], count: int = 4, vocabulary: int | None = None) -> Tensor:
+    """Fixed inputs after preprocessing, float32 [count, *input_shape] in [-1, 1): made, not stored, so that pictures of any size fit.
+
+    With a vocabulary: tokens int64 [count, T] below it, at most 32 of them.
+    """
+    if vocabulary is not None:
+        return ((reference_inputs((min(input_shape[0], 32),), count) + 1) / 2 * vocabulary).long()
     width = int(torch.tensor(input_shape).prod())
     index = torch.arange(count)
     return CounterRandom(0, torch.zeros_like(index), index).uniform("reference", width).reshape(count, *input_shape) * 2 - 1
@@ -106,10 +124,13 @@ def save(
     try:
         temporary.mkdir(parents=True)
         load_weights(model, unique_tensors(weights))
-        save_file(unique_tensors(model.state_dict()), temporary / "model.safetensors")
+        tensors = unique_tensors(model.state_dict())
+        if isinstance(model, Decoder | GPT2):
+            tensors = theirs(tensors, family_of(model))
+        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         state = task.state()
         arguments = recipe.model.arguments | model_arguments
-        config = {
+        config: dict[str, Any] = {
             "architecture": recipe.model.name,
             "arguments": arguments,
             "input_shape": list(task.input_shape),
@@ -131,6 +152,9 @@ def save(
             "versions": {"groundup": groundup.__version__, "torch": torch.__version__, "python": platform.python_version()},
             **facts,
         }
+        task.write_files(temporary)
+        if isinstance(model, Decoder | GPT2):
+            card["model"], config = config, _language_config(model, task, temporary)
         files.write_json(temporary / "config.json", config)
         files.write_json(temporary / "groundup.json", card)
         files.write_json(temporary / "preprocessor.json", state["preprocessor"])
@@ -145,11 +169,24 @@ def save(
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _reference(model: nn.Module, task: Task) -> dict[str, Any]:
-    inputs = reference_inputs(task.input_shape)
-    device = next(model.parameters()).device
+def _language_config(model: nn.Module, task: Task, folder: Path) -> dict[str, Any]:
+    """transformers' config.json, and its generation_config.json beside it."""
+    tokenizer = getattr(task, "tokenizer", None)
+    special = {"bos_token_id": tokenizer.begin, "eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad} if tokenizer else {}
+    files.write_json(folder / "generation_config.json", {"max_length": task.input_shape[0], **special})
+    return write_config(model, special)
+
+
+def _reference_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The outputs on fixed inputs; of a language model those after the last token, some thousand of them."""
     with evaluating(model):
-        outputs = model(inputs.to(device)).float().cpu()
+        outputs = model(inputs.to(next(model.parameters()).device)).float().cpu()
+    return outputs[:, -1, :: max(1, outputs.shape[-1] // 1000)] if inputs.dtype == torch.int64 else outputs
+
+
+def _reference(model: nn.Module, task: Task) -> dict[str, Any]:
+    inputs = reference_inputs(task.input_shape, vocabulary=task.num_outputs if task.kind == "text" else None)
+    outputs = _reference_outputs(model, inputs)
     digest = hashlib.sha256(inputs.numpy().tobytes()).hexdigest()
     return {
         "inputs": {"made_by": "groundup.modelfolder.reference_inputs", "shape": list(inputs.shape), "sha256": digest},
@@ -196,6 +233,14 @@ def find(path: str | Path) -> Path:
     return folder / "model"
 
 
+def task_name(name: str) -> str | None:
+    """The task of a model folder, a run, or a folder of transformers, found without opening its weights; None for what is not here."""
+    folder = Path(name).expanduser()
+    if is_foreign(name):
+        return "language-modeling" if is_language_folder(folder) else "image-classification"
+    return str(files.read_json(find(name) / "groundup.json")["task"]["name"])
+
+
 def load(path: Any, *, trust_code: bool = False, device: str = "cpu") -> Loaded:
     """Opens a model folder or a run folder, every byte checked against its manifest.
 
@@ -217,7 +262,8 @@ def load(path: Any, *, trust_code: bool = False, device: str = "cpu") -> Loaded:
             fix="groundup runs verify RUN, or take the folder from a copy",
             fix_zh="运行 groundup runs verify RUN，或从备份恢复",
         )
-    card, config = files.read_json(folder / "groundup.json"), files.read_json(folder / "config.json")
+    card = files.read_json(folder / "groundup.json")
+    config = card.get("model") or files.read_json(folder / "config.json")
     names = {"model": config["architecture"], "task": card["task"]["name"]}
     for kind, name in names.items():
         if ".py:" in name:
@@ -234,8 +280,12 @@ def load(path: Any, *, trust_code: bool = False, device: str = "cpu") -> Loaded:
             names[kind] = f"{code}:{name.rpartition(':')[2]}"
     task = build_task(names["task"], card["task"]["arguments"])
     task.load_state({"labels": card["labels"], "preprocessor": files.read_json(folder / "preprocessor.json")})
+    task.read_files(folder)
     model = build_model(names["model"], config["arguments"], tuple(config["input_shape"]), config["num_outputs"])
-    load_weights(model, load_file(folder / "model.safetensors"))
+    weights = load_file(folder / "model.safetensors")
+    if isinstance(model, Decoder | GPT2):
+        weights = {ours(name, family_of(model)): value for name, value in weights.items()}
+    load_weights(model, weights)
     return Loaded(
         placed(model, torch.device(device)).eval(),
         task,
@@ -249,6 +299,9 @@ def load(path: Any, *, trust_code: bool = False, device: str = "cpu") -> Loaded:
 
 def _foreign(name: str, device: str) -> Loaded:
     """An image classifier of transformers or timm, with a card made for it. What has no classifier has no labels: it can only be tuned."""
+    folder = fetch(name.removeprefix("hub:")) if name.startswith("hub:") else Path(name).expanduser()
+    if is_language_folder(folder):
+        return _foreign_language(folder, name, device)
     opened = open_foreign(name)
     task = build_task("image-classification", {})
     labels = [] if opened.headless else opened.labels
@@ -265,11 +318,38 @@ def _foreign(name: str, device: str) -> Loaded:
     )
 
 
+def _foreign_language(folder: Path, name: str, device: str) -> Loaded:
+    """A language model in transformers' form, with its own tokenizer."""
+    config = files.read_json(folder / "config.json")
+    architecture, arguments, context, vocabulary = read_config(config)
+    model = build_model(architecture, arguments, (context,), vocabulary)
+    read_weights(model, folder, config["model_type"])
+    task: Any = build_task("language-modeling", {"context": context, "tokenizer": str(folder.resolve())})
+    task.read_files(folder)
+    task.load_state({"labels": [], "preprocessor": {"table": vocabulary}})
+    if len(task.tokenizer) > vocabulary:
+        raise ModelError(
+            "{folder}: the tokenizer has {tokens} tokens, the model a table for {vocabulary}",
+            "{folder}：分词器有 {tokens} 个词元，而模型的词表只有 {vocabulary}",
+            folder=folder,
+            tokens=len(task.tokenizer),
+            vocabulary=vocabulary,
+        )
+    source = re.sub(r"[^\w.\-]+", "-", name.removeprefix("hub:").partition("@")[0].rpartition("/")[2] or folder.resolve().name)
+    card = {
+        "task": {"name": "language-modeling", "arguments": {"context": context}},
+        "labels": [],
+        "source_run": source,
+        "versions": {},
+        "metrics": {},
+    }
+    return Loaded(placed(model, torch.device(device)).eval(), task, card, folder, architecture, arguments, weight_files(folder))
+
+
 def replay(loaded: Loaded) -> float:
     """The largest difference between the model's outputs on the reference inputs and the stored ones (the parity gate)."""
     stored = files.read_json(loaded.path / "reference.json")
-    inputs = reference_inputs(tuple(stored["inputs"]["shape"])[1:], stored["inputs"]["shape"][0])
-    device = next(loaded.model.parameters()).device
-    with evaluating(loaded.model):
-        outputs = loaded.model(inputs.to(device)).float().cpu()
+    vocabulary = loaded.task.num_outputs if loaded.task.kind == "text" else None
+    inputs = reference_inputs(tuple(stored["inputs"]["shape"])[1:], stored["inputs"]["shape"][0], vocabulary)
+    outputs = _reference_outputs(loaded.model, inputs)
     return float((outputs - torch.tensor(stored["outputs"])).abs().max())

@@ -20,16 +20,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from groundup import jobs, modelfolder
+from groundup.budget import choose as for_budget
 from groundup.core import console, device, files
 from groundup.core.errors import DataError, GroundupError, ModelError, TrainError, did_you_mean
 from groundup.core.messages import say
-from groundup.core.recipe import Columns, Data, Picture, Recipe, build, load, override
+from groundup.core.recipe import Columns, Data, Picture, Recipe, Split, build, load, override
 from groundup.core.registry import METHODS
-from groundup.core.run import resolve_run
+from groundup.core.run import RunFolder, resolve_run
 from groundup.data.pictures import IMAGE_SUFFIXES, pil_picture
 from groundup.data.prepare import Prepared, prepare
 from groundup.data.streaming import default_workers
 from groundup.data.table import read_rows
+from groundup.data.tokenizers import Tokenizer
 from groundup.evaluation import card, report
 from groundup.evaluation.evaluate import evaluate as evaluate_split
 from groundup.evaluation.evaluate import summary
@@ -38,9 +40,11 @@ from groundup.evaluation.views import viewed
 from groundup.jobs import Job, Overrides, like_base, open_run
 from groundup.metrics import MetricSet
 from groundup.models.base import build_model, count_parameters, placed
+from groundup.models.generation import Sampling, write
+from groundup.models.language import LanguageModel
 from groundup.models.weights import load_into
 from groundup.tasks.base import Encoded, Task
-from groundup.training import loop
+from groundup.training import loop, parallel
 from groundup.training.checkpoint import Checkpoints, damage, load_weights
 from groundup.training.signals import StopRequest
 from groundup.training.watch import build_watchers
@@ -72,6 +76,9 @@ class Run:
     def predict(self, *inputs: Any, **options: Any) -> list[dict[str, Any]]:
         return predict(self, *inputs, **options)
 
+    def generate(self, *prompts: str, **options: Any) -> list[str]:
+        return generate(self, *prompts, **options)
+
 
 # -- train ---------------------------------------------------------------------------------------------------------------------
 def train(
@@ -82,6 +89,7 @@ def train(
     resume: bool = False,
     extend: bool = False,
     trust_code: bool = False,
+    budget: str | None = None,
 ) -> Run:
     """Trains a recipe and returns the finished run.
 
@@ -92,6 +100,7 @@ def train(
         resume: continue what is in `out` (a run that is finished is returned as it is; with nothing there, it starts).
         extend: on resume, allow another `train.epochs` or `train.steps`.
         trust_code: run user code that comes with the model folder `init` names.
+        budget: a duration ('10min'): size, tokens and batch of a language model are chosen for it.
 
     Raises:
         UserError: (its subclasses) a mistake in the recipe, the data, the model, or the run folder.
@@ -99,16 +108,27 @@ def train(
         Stopped: SIGINT or SIGTERM; everything is saved.
     """
     begin = time.monotonic()
+    ranks = parallel.start()
+    chosen = None
+    if budget is not None and recipe is not None and not ranks.rank:
+        chosen = for_budget(load(recipe, overrides or {}), budget)
+        overrides = {**(overrides or {}), **chosen.overrides}
+        console.line(say("budget: {en}", "预算：{zh}", en=chosen.reason, zh=chosen.reason_zh))
+    if ranks.rank:
+        return _follow(ranks, recipe, overrides or {}, resume=resume, extend=extend, trust_code=trust_code)
     resolved, run, done = open_run(
         recipe, overrides or {}, Path(out).expanduser() if out is not None else None, resume=resume, extend=extend
     )
+    ranks.agree(None if done is not None else {"path": str(run.path.resolve()), "decisions": run.decisions})
     if done is not None:
         console.line(say("{run} is finished already", "{run} 已经完成", run=run.path))
         return Run(run.path, done)
     watchers: list[loop.Watcher] = []
     try:
+        if chosen is not None and "budget" not in run.decisions:
+            run.decisions["budget"] = {"value": chosen.overrides, "reason": chosen.reason, "reason_zh": chosen.reason_zh}
         with jobs.removed_on_failure(run):
-            job = jobs.build(resolved, run, resume=resume, trust_code=trust_code, train_base=lambda name: train(name).path)
+            job = jobs.build(resolved, run, resume=resume, trust_code=trust_code, train_base=lambda name: train(name).path, ranks=ranks)
         watch = resolved.watch
         watchers = build_watchers(
             run, metric=job.plan.metric, tensorboard=watch.tensorboard, profile=watch.profile, trackers=watch.trackers
@@ -125,6 +145,32 @@ def train(
     finally:
         _close(watchers)
         run.close()
+
+
+def _follow(ranks: parallel.Ranks, recipe: Any, overrides: Overrides, *, resume: bool, extend: bool, trust_code: bool) -> Run:
+    """What every rank but the first does: the same training, in silence, with a run folder of its own that is thrown away."""
+    with console.muted(), tempfile.TemporaryDirectory(prefix="groundup-rank-") as folder:
+        real = ranks.agree(None)
+        if real is None:
+            return Run(Path(), {})
+        leader = RunFolder.open(Path(real["path"]))
+        run = RunFolder.create(leader.recipe(), Path(folder) / "run", "")
+        try:
+            run.decisions = real["decisions"]
+            job = jobs.build(
+                leader.recipe(),
+                run,
+                resume=resume,
+                trust_code=trust_code,
+                train_base=lambda name: train(name).path,
+                ranks=ranks,
+                checkpoints=leader.checkpoints,
+            )
+            with StopRequest() as stop:
+                loop.train(job.state, job.batches, job.task, job.plan, job.keeper, job.validation, [], stop)
+        finally:
+            run.close()
+        return Run(leader.path, {"run": real["path"]})
 
 
 def _close(watchers: list[loop.Watcher]) -> None:
@@ -342,7 +388,7 @@ def _before_after(job: Job, encoded: Encoded, found: dict[str, Any], split: str)
     rows = [row]
     try:
         config = Data.model_validate(base.card["data"]["spec"])
-        old = prepare(like_base(config, base), classification=base.task.classification)
+        old = prepare(like_base(config, base), classification=base.task.classification, kind=base.task.kind)
         where = next(s for s in ("test", "validation", "train") if s in old.splits)
         old_encoded = base.task.prepare(old.dataset, old.splits[where], job.plan.device)
         before = evaluate_split(base.task, base.model, old_encoded, job.plan.device)
@@ -492,11 +538,13 @@ def evaluate(
             "{model} does not come with data of its own", "{model} 没有自带数据", model=loaded.card["source_run"], fix="--data SPEC"
         )
     config = own if data is None else Data(source=data, columns=own.columns if own else Columns(), classes=None)
+    if data is not None and loaded.task.kind == "text" and config is not None:
+        config = config.model_copy(update={"split": Split(validation=0.0, test="auto")})
     assert config is not None
     if overrides:
         tree = {"name": "evaluate", "task": loaded.card["task"]["name"], "model": "linear", "data": config.model_dump(mode="json")}
         config = build(override(tree, overrides), "--set", overridden=overrides).data
-    prepared = prepare(like_base(config, loaded), classification=loaded.task.classification)
+    prepared = prepare(like_base(config, loaded), classification=loaded.task.classification, kind=loaded.task.kind)
     splits = dict(prepared.splits)
     if data is not None and not prepared.dataset.given:
         # Another set without splits of its own is a test set as a whole: nothing of it was trained on.
@@ -579,6 +627,38 @@ def predict(
     return [{"input": label, **loaded.predict(raw)} for item in inputs for label, raw in _expand(item, loaded.task)]
 
 
+def language_model(model: str | Path | Run | modelfolder.Loaded, *, trust_code: bool = False) -> tuple[modelfolder.Loaded, Tokenizer]:
+    """A language model that can write, and its tokenizer, on the best device here. Raises ModelError for any other model."""
+    loaded = model if isinstance(model, modelfolder.Loaded) else modelfolder.load(model, trust_code=trust_code)
+    tokenizer = getattr(loaded.task, "tokenizer", None)
+    if tokenizer is None or not isinstance(loaded.model, LanguageModel):
+        raise ModelError(
+            "{model} is a model for '{task}': it answers inputs, it does not write text",
+            "{model} 是用于 '{task}' 的模型：它回答输入，但不会生成文本",
+            model=loaded.card["source_run"],
+            task=loaded.card["task"]["name"],
+            fix="groundup predict MODEL INPUT",
+        )
+    loaded.model.to(torch.device(device.choose_device().value))
+    return loaded, tokenizer
+
+
+def generate(model: str | Path | Run | modelfolder.Loaded, *prompts: str, trust_code: bool = False, **sampling: Any) -> list[str]:
+    """The continuation of each prompt.
+
+    Args:
+        sampling: see `Sampling`: max_tokens, temperature (0 is greedy), top_k, top_p, min_p, repetition_penalty, seed, stop, precision.
+    """
+    loaded, tokenizer = language_model(model, trust_code=trust_code)
+    assert isinstance(loaded.model, LanguageModel)
+    how = Sampling(**sampling)
+    how.stop_tokens = [*how.stop_tokens, *tokenizer.turn_ends()]
+    texts = [""] * len(prompts)
+    for i, piece in write(loaded.model, tokenizer, [tokenizer.encode_prompt(p) for p in prompts], how):
+        texts[i] += piece
+    return texts
+
+
 def _can_answer(loaded: modelfolder.Loaded) -> None:
     if loaded.task.kind == "image" and not loaded.task.state()["labels"]:
         raise ModelError(
@@ -617,6 +697,7 @@ def export(
     model: str | Path | Run, to: str, out: str | Path | None = None, *, force: bool = False, trust_code: bool = False
 ) -> dict[str, Any]:
     """Writes a model in another format behind the parity gate. See `exporting.export.export`."""
+    _not_for_text(model, "exported", "导出")
     from groundup.exporting.export import export as write
 
     return write(str(getattr(model, "path", model)), to, out, force=force, trust_code=trust_code)
@@ -624,9 +705,22 @@ def export(
 
 def serve(model: str | Path | Run, **options: Any) -> None:
     """Serves a model over HTTP until it is stopped. See `serving.server.serve`."""
+    _not_for_text(model, "served", "提供服务")
     from groundup.serving.server import serve as run
 
     run(str(getattr(model, "path", model)), **options)
+
+
+def _not_for_text(model: Any, what: str, what_zh: str) -> None:
+    name = str(getattr(model, "path", model))
+    if modelfolder.task_name(name) == "language-modeling":
+        raise ModelError(
+            "language models cannot be {what} yet; their folder opens in transformers and vLLM as it is",
+            "语言模型暂时还不能{what_zh}；其目录可直接用 transformers 与 vLLM 打开",
+            what=what,
+            what_zh=what_zh,
+            fix="groundup generate MODEL PROMPT",
+        )
 
 
 def verify_run(text: str | Path) -> dict[str, Any]:

@@ -15,9 +15,12 @@ from groundup.core.registry import MODELS
 from groundup.models.base import Model, build_model
 
 SHAPES = [(1, 8, 8), (3, 28, 28), (1, 17, 31), (5,)]
+LANGUAGE = ["decoder", "gpt2", "lstm"]  # these read tokens
 
 
-BUILT = [n for n in MODELS.names() if n not in ("transformers", "timm")]  # those two are opened from weights: tests/models/test_hub.py
+BUILT = [
+    n for n in MODELS.names() if n not in ("transformers", "timm", *LANGUAGE)
+]  # those two are opened from weights: tests/models/test_hub.py
 
 
 def built(name, shape, outputs=4):
@@ -59,6 +62,35 @@ def test_the_contract(name):
         assert sorted(grouped) == sorted(id(p) for p in net.parameters()), "each parameter is in exactly one layer group"
         net.reset_head(7)
         assert net.num_outputs == 7 and net(x).shape == (3, 7)
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_the_contract_of_language_models(name):
+    for shape in SHAPES[:3]:
+        with pytest.raises(GroundupError) as error:
+            built(name, shape)
+        assert error.value.fix
+    net = built(name, (16,), 40)
+    assert isinstance(net, Model)
+    x = torch.randint(0, 40, (3, 12))
+    assert net(x).shape == (3, 12, 40) and net(net.example_input(2)).shape[0] == 2 and net.flops_per_token(16) > 0
+    assert torch.equal(net.eval()(x), net.head(net.features(x))) and net.output_weight.shape == (40, net.features(x).shape[-1])
+    net.train()(x).square().sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    grouped = [id(p) for modules in net.layer_groups().values() for m in modules for p in m.parameters()]
+    assert sorted(grouped) == sorted(id(p) for p in net.parameters()), "each parameter is in exactly one layer group"
+    net.eval()
+    changed = x.clone()
+    changed[1, 5:], changed[2] = (x[1, 5:] + 1) % 40, (x[2] + 3) % 40
+    a, b = net(x), net(changed)
+    torch.testing.assert_close(a[0], b[0])  # rows do not mix
+    torch.testing.assert_close(a[1, :5], b[1, :5])  # and nothing sees what comes after it
+    cache = net.new_cache(3, 12)
+    torch.testing.assert_close(
+        torch.cat([net.head(net.features(x[:, i : i + 1], cache=cache)) for i in range(12)], 1), a, atol=1e-5, rtol=1e-5
+    )
+    net.reset_head(7)
+    assert net.num_outputs == 7 and net(x % 7).shape == (3, 12, 7)
 
 
 @pytest.mark.parametrize("name", BUILT)

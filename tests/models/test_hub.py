@@ -116,7 +116,11 @@ def test_tuned_saved_and_opened_again(tmp_path, method):
             pixels[..., 2 * k] += 130
             Image.fromarray(pixels).save(tmp_path / "data" / label / f"{i}.png")
     run = pipeline.tune(
-        tmp_path / "我的 模型", str(tmp_path / "data"), method, {"train.epochs": 4, "train.batch_size": 8, "optim.lr": 0.01}, out=tmp_path / "run"
+        tmp_path / "我的 模型",
+        str(tmp_path / "data"),
+        method,
+        {"train.epochs": 4, "train.batch_size": 8, "optim.lr": 0.01},
+        out=tmp_path / "run",
     )
     assert run.metrics["accuracy"] > 0.8
     recipe = (run.path / "recipe.yaml").read_text(encoding="utf-8")

@@ -74,7 +74,10 @@ def test_a_training_starts_from_weights(tmp_path):
     assert all(torch.allclose(a[n], b[n], atol=1e-5) for n in a if n.endswith("weight"))
 
 
-@pytest.mark.parametrize(("depth", "file", "expected"), [(20, "resnet20-12fca82f.th", 0.814), (20, "resnet20.safetensors", 0.814), (56, "resnet56-4bfd9763.th", 0.832)])
+@pytest.mark.parametrize(
+    ("depth", "file", "expected"),
+    [(20, "resnet20-12fca82f.th", 0.814), (20, "resnet20.safetensors", 0.814), (56, "resnet56-4bfd9763.th", 0.832)],
+)
 def test_real_cifar_resnets_reach_their_accuracy(depth, file, expected):
     if not DATA.is_dir():
         pytest.skip("the real checkpoints are not here")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -69,6 +69,23 @@ def table(columns: list[str], rows: list[list[Any]], *, right: tuple[int, ...] =
     for row in rows:
         made.add_row(*(escape(str(cell)) for cell in row))
     out().print(made)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str, float], None]]:
+    """Gives a function that is told what is being done and which share of it is done."""
+    bar = Progress("", 100)
+    what = ""
+
+    def told(doing: str, share: float) -> None:
+        nonlocal what
+        what = bar.title = doing
+        bar.update(round(100 * share), "%")
+
+    try:
+        yield told
+    finally:
+        bar.close()
 
 
 class Progress:

@@ -7,6 +7,7 @@ import ctypes
 import os
 import random
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,20 @@ def choose_precision(wanted: str, device: str) -> Decision:
     if device.startswith("cuda") and torch.cuda.is_bf16_supported():
         return Decision("bfloat16", "the GPU computes bfloat16 natively; no loss scaling is needed", "GPU 原生支持 bfloat16，无需损失缩放")
     return Decision("float32", f"on {device} lower precision does not pay for these models", f"在 {device} 上，低精度对这类模型没有好处")
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a large matrix product, the best of some tries."""
+    n = 8192 if device.type == "cuda" else 1024
+    a = torch.ones(n, n, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(8):
+        begin = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begin)
+    return 2.0 * n**3 / best
 
 
 def seed_everything(seed: int) -> None:

@@ -148,6 +148,26 @@ class Picture(Section):
     std: list[Annotated[Float, Field(gt=0)]] | Literal["auto", "imagenet"] = "auto"
 
 
+class Text(Section):
+    """How text becomes documents, and which of them are left out; what is left out is written to rejected.jsonl with its reason.
+
+    document: what one document is: a whole file, a line, or a paragraph (between blank lines); records of JSON lines and tables always are one
+    each. column: the field of records that holds the text. normalize: the Unicode form. languages: only these (ISO 639-1), as far as a document
+    shows what it is. repetition: greatest share of characters in repeated lines and phrases. near_duplicates: the Jaccard similarity of 5-word (in
+    scripts without spaces: 5-character) shingles from which a document counts as a copy; null keeps copies, always on one side of the split.
+    """
+
+    column: str | None = None
+    document: Literal["file", "line", "paragraph"] | Auto = "auto"
+    encoding: str = "auto"
+    normalize: Literal["nfc", "nfkc"] | None = "nfc"
+    languages: list[str] | None = None
+    min_chars: Annotated[Int, Field(ge=1)] = 1
+    max_chars: Positive | None = None
+    repetition: Annotated[Float, Field(gt=0, le=1)] | None = None
+    near_duplicates: Annotated[Float, Field(gt=0, le=1)] | None = 0.8
+
+
 class Data(Section):
     """`balance`: how far the classes are drawn alike in training, from 0 (as often as they are) to 1 (equally often). `in_memory`, `cached`:
     where decoded pictures are kept, in memory or as raw pixels on the disk; else they are decoded each time, by `workers` processes."""
@@ -160,6 +180,7 @@ class Data(Section):
     train_samples: Positive | None = None
     balance: Annotated[Float, Field(ge=0, le=1)] = 0.0
     image: Picture = Picture()
+    text: Text = Text()
     augment: Augment | None = None
     on_bad_record: Literal["stop", "skip"] | Auto = "auto"
     in_memory: bool | Auto = "auto"
@@ -173,11 +194,11 @@ class Data(Section):
 
 
 class Optim(Section):
-    """The optimizer. `groups` multiplies the learning rate of layer groups or of parameter name patterns: {features: 0.1}; `layer_decay`
+    """The optimizer. lr: auto follows the size of a language model's layers. `groups` multiplies the learning rate of layer groups or of parameter name patterns: {features: 0.1}; `layer_decay`
     multiplies it once more for each layer group that lies between a layer and the head (Howard and Ruder, arXiv 1801.06146, 3.2)."""
 
     name: Literal["sgd", "adam", "adamw", "rmsprop", "muon"] = "adamw"
-    lr: Annotated[Float, Field(gt=0)] = 1e-3
+    lr: Annotated[Float, Field(gt=0)] | Auto = 1e-3
     weight_decay: Annotated[Float, Field(ge=0)] = 0.01
     momentum: Fraction | None = None
     nesterov: bool = False

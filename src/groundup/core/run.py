@@ -16,7 +16,7 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -153,6 +153,7 @@ class RunFolder:
         self.events = JsonLines(path / "events.jsonl")
         self.lock = Lock(path / ".lock")
         self.decisions: dict[str, dict[str, Any]] = {}
+        self.agree: Callable[[Any], Any] = lambda value: value  # among several processes: what the first of them found
 
     # -- making and opening ------------------------------------------------------------------------------------------------
     @classmethod
@@ -288,9 +289,9 @@ class RunFolder:
         """Writes down an automatic choice, or returns the one that this run made before."""
         if key in self.decisions:
             return self.decisions[key]["value"]
-        self.decisions[key] = {"value": value, "reason": reason, "reason_zh": reason_zh}
+        self.decisions[key] = self.agree({"value": value, "reason": reason, "reason_zh": reason_zh})
         self.write_decisions()
-        return value
+        return self.decisions[key]["value"]
 
     def write_decisions(self) -> None:
         files.write_json(self.path / "decisions.json", self.decisions)

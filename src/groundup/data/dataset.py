@@ -26,8 +26,8 @@ class Dataset:
     """Records as arrays.
 
     Args:
-        kind: 'image' or 'vector'.
-        inputs: pictures (an object with `shape` [N, C, H, W] and `fetch(index)`), or float64 [N, features].
+        kind: 'image', 'vector' or 'text'.
+        inputs: pictures (an object with `shape` [N, C, H, W] and `fetch(index)`), float64 [N, features], or a `Corpus`.
         target: [N] or [N, targets]; text, integers or reals.
         digests: [N] bytes, one digest of each record's input: equal digests are exact duplicates.
         describe: position -> the record's name for a person ('cats/12.png', 'wine.csv line 7').
@@ -37,7 +37,7 @@ class Dataset:
     """
 
     name: str
-    kind: Literal["image", "vector"]
+    kind: Literal["image", "vector", "text"]
     inputs: Any
     target: NDArray[Any]
     digests: list[bytes]

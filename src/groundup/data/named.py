@@ -12,6 +12,14 @@ from groundup.data.cache import cache_folder
 from groundup.data.dataset import Dataset
 
 
+def find_folder(name: str) -> tuple[Path | None, list[Path]]:
+    """The folder of a named set on this machine, or None; and where it was looked for."""
+    given = os.environ.get("GROUNDUP_DATA")
+    places = [Path(given).expanduser() / name] if given else []
+    places.append(cache_folder() / name)
+    return next((p for p in places if p.is_dir() and any(p.iterdir())), None), places
+
+
 def locate(name: str, hub_name: str, read: Callable[[Path], Dataset]) -> Dataset:
     """Reads a named set from the first place that has it.
 
@@ -20,12 +28,10 @@ def locate(name: str, hub_name: str, read: Callable[[Path], Dataset]) -> Dataset
     """
     from groundup.data.hub import read_hub
 
+    found, places = find_folder(name)
+    if found is not None:
+        return read(found)
     given = os.environ.get("GROUNDUP_DATA")
-    places = [Path(given).expanduser() / name] if given else []
-    places.append(cache_folder() / name)
-    for place in places:
-        if place.is_dir() and any(place.iterdir()):
-            return read(place)
     try:
         return read_hub(hub_name, Data(source=f"hub:{hub_name}"))
     except DataError as error:

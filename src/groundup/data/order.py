@@ -49,13 +49,13 @@ class CounterRandom:
     """
 
     def __init__(self, seed: int, epoch: Tensor, index: Tensor) -> None:
-        self._seed, self._epoch, self._index = seed, epoch, index
+        self.seed, self.epoch, self._index = seed, epoch, index
 
     @functools.cached_property
     def _state(self) -> Tensor:
         """Made when first drawn from: most steps of most recipes draw nothing."""
-        state = _mix(torch.full_like(self._index, _signed(self._seed * 2 + 1)))
-        return _mix(_mix(state + self._epoch) + self._index)
+        state = _mix(torch.full_like(self._index, _signed(self.seed * 2 + 1)))
+        return _mix(_mix(state + self.epoch) + self._index)
 
     def uniform(self, name: str, count: int = 1) -> Tensor:
         """float32 [B, count] in [0, 1): the same numbers for the same name, whatever else is drawn."""

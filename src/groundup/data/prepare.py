@@ -144,16 +144,19 @@ def keep_classes(dataset: Dataset, classes: list[str]) -> Dataset:
     return dataset.select(np.flatnonzero(np.isin(labels, classes)))
 
 
-def prepare(config: Data, *, classification: bool, dataset: Dataset | None = None) -> Prepared:
+def prepare(config: Data, *, classification: bool, dataset: Dataset | None = None, kind: str = "") -> Prepared:
     """Reads, filters and divides the data.
 
     Args:
+        kind: what the task reads; 'text' makes documents of any source.
         classification: the target is a class label; splits then keep the class shares alike.
         dataset: what `open_source(config)` gave, where the caller has had to look at it first.
 
     Raises:
         DataError: everything that is wrong with the data, with names and counts.
     """
+    if kind == "text":
+        return _prepare_text(config)
     dataset = dataset if dataset is not None else open_source(config)
     if len(dataset) == 0:
         raise DataError("{name} has no records", "{name} 没有任何记录", name=dataset.name)
@@ -190,6 +193,18 @@ def prepare(config: Data, *, classification: bool, dataset: Dataset | None = Non
     if config.train_samples is not None and config.train_samples < len(splits["train"]):
         splits["train"] = _few(dataset, splits["train"], labels, config.train_samples, config.split.seed)
     return Prepared(dataset, splits, notes + remarks, config)
+
+
+def _prepare_text(config: Data) -> Prepared:
+    from groundup.core import console
+    from groundup.data.corpus import prepare_corpus
+
+    with console.progress() as told:
+        corpus = prepare_corpus(config, progress=told)
+    nothing = np.zeros(len(corpus), dtype=np.int8)
+    dataset = Dataset(corpus.name, "text", corpus, nothing, [], corpus.describe, files=corpus.files, notes=corpus.notes)
+    dataset.fingerprint = corpus.fingerprint  # of the documents, found when they were read
+    return Prepared(dataset, dict(corpus.splits), corpus.notes, config)
 
 
 def _few(dataset: Dataset, index: NDArray[np.int64], labels: NDArray[Any] | None, count: int, seed: int) -> NDArray[np.int64]:

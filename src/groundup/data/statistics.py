@@ -18,6 +18,17 @@ from groundup.data.prepare import Prepared, labels_of, natural, numeric_target
 def describe(prepared: Prepared, *, classification: bool) -> dict[str, Any]:
     """Numbers of a data set and its splits, JSON-able."""
     dataset = prepared.dataset
+    if dataset.kind == "text":
+        return {
+            "name": dataset.name,
+            "kind": "text",
+            "records": len(dataset),
+            "splits": {name: len(index) for name, index in prepared.splits.items()},
+            "fingerprint": prepared.fingerprint,
+            "notes": [en for en, _ in prepared.notes],
+            "notes_zh": [zh for _, zh in prepared.notes],
+            **dataset.inputs.statistics,
+        }
     facts: dict[str, Any] = {
         "name": dataset.name,
         "kind": dataset.kind,

@@ -107,7 +107,7 @@ def _training(recipe: Recipe, result: dict[str, Any]) -> str:
         ("weights of step", f"{result['best_step']:,}" if result.get("best_step") is not None else ""),
         (
             "optimizer",
-            f"{recipe.optim.name}, learning rate {recipe.optim.lr:g}, schedule {recipe.schedule.name}, batch {recipe.train.batch_size:,}",
+            f"{recipe.optim.name}, learning rate {recipe.optim.lr}, schedule {recipe.schedule.name}, batch {recipe.train.batch_size:,}",
         ),
         ("seed", str(recipe.train.seed)),
         ("versions", f"groundup {groundup.__version__}, torch {torch.__version__}, Python {platform.python_version()}"),

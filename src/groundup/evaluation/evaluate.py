@@ -45,7 +45,7 @@ def evaluate(
     encoded: Encoded,
     device: torch.device,
     *,
-    batch_size: int = 1024,
+    batch_size: int | None = None,
     intervals: bool = True,
     stop: Callable[[], bool] = lambda: False,
     records: Records | None = None,
@@ -53,14 +53,14 @@ def evaluate(
     """The metrics of a split, or None where `stop` asked to leave in the middle.
 
     Args:
-        batch_size: records of one forward pass; the values do not depend on it beyond rounding.
+        batch_size: records of one forward pass (default: the task's own number); the values do not depend on it beyond rounding.
         intervals: also gather what confidence intervals need.
         records: filled with what is kept of each record.
     """
-    metrics = task.metrics()
+    metrics = task.metrics_of(encoded)
     metrics.resampling = intervals
     with evaluating(model):
-        for batch in in_order(task, encoded, batch_size, device):
+        for batch in in_order(task, encoded, batch_size or task.evaluation_batch, device):
             if stop():
                 return None
             outputs = task.score(model, batch, metrics)

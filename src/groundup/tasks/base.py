@@ -70,14 +70,16 @@ class Task(ABC):
     """One task. `fit` learns from the training split what the task must know (labels, normalisation); `state` keeps it in the model folder.
 
     Args:
-        kind: the data it reads, 'image' or 'vector'.
+        kind: the data it reads, 'image', 'vector' or 'text'.
         default_metric: what the best checkpoint is chosen by.
         classification: whether the target is a class label.
     """
 
-    kind: ClassVar[Literal["image", "vector"]]
+    kind: ClassVar[Literal["image", "vector", "text"]]
     default_metric: str
     classification: bool = False
+    evaluation_batch: int = 1024  # records of one forward pass in evaluations
+    tokens_per_sample: int = 0
 
     # -- what is learned from the training split and kept with the model ---------------------------------------------------
     @abstractmethod
@@ -91,6 +93,22 @@ class Task(ABC):
     @abstractmethod
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
+
+    def write_files(self, folder: Path) -> None:
+        """Files of a model folder besides `state` (a tokenizer)."""
+        return
+
+    def read_files(self, folder: Path) -> None:
+        """The inverse of `write_files`."""
+        return
+
+    def own_state(self) -> dict[str, Any]:
+        """What stays this task's own when the rest of the preprocessing is taken from a base model."""
+        return {}
+
+    def decisions(self) -> list[tuple[str, Any, str, str]]:
+        """What `fit` decided: (name, value, reason, Chinese reason)."""
+        return []
 
     @property
     @abstractmethod
@@ -128,6 +146,14 @@ class Task(ABC):
     @abstractmethod
     def metrics(self) -> MetricSet:
         """A fresh set of streamed metrics."""
+
+    def metrics_of(self, encoded: Encoded) -> MetricSet:
+        """The same for one split, where a metric needs a fact about it."""
+        return self.metrics()
+
+    def samples(self, model: nn.Module) -> list[dict[str, str]]:
+        """What is written at every evaluation for a person to look at: {'prompt', 'text'} each."""
+        return []
 
     # -- answering: prediction, service and export all go through these three -----------------------------------------------
     @abstractmethod

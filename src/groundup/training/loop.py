@@ -34,6 +34,7 @@ from groundup.tasks.base import Encoded, Task
 from groundup.training.batches import Batches
 from groundup.training.checkpoint import Checkpoints
 from groundup.training.optim import masked_step, set_learning_rate
+from groundup.training.parallel import AgreedStop, Ranks
 from groundup.training.schedule import factor
 from groundup.training.signals import StopRequest
 from groundup.training.state import Snapshot, TrainState, update_ema
@@ -71,6 +72,7 @@ class Plan:
         evaluate_at: steps at which the validation split is evaluated; the last step always is.
         save_steps, save_seconds: one of both, how often a checkpoint is due.
         stages: what is frozen when, by rising `begin`; a function of the step, so that a resumed run needs nothing else.
+        flops_per_token: of training a language model; peak_flops: what the device does at most, per second; their ratio is the MFU.
     """
 
     device: torch.device
@@ -88,6 +90,9 @@ class Plan:
     save_seconds: float | None
     keep: str
     stages: Sequence[Stage] = (Stage(0.0),)
+    flops_per_token: float = 0.0
+    peak_flops: float = 0.0
+    ranks: Ranks = field(default_factory=Ranks)
 
     def stage(self, step: int, total: int) -> Stage:
         return [s for s in self.stages if s.begin * total <= step + 1e-9][-1]
@@ -146,6 +151,9 @@ class Keeper:
 
     def save(self, state: TrainState, watchers: Sequence[Watcher]) -> bool:
         """Returns whether it was written; a failure is an event and a warning, and the training goes on."""
+        if self.plan.ranks.rank:
+            self.saved_at = state.step
+            return True
         begin = self._time = time.monotonic()
         try:
             self.checkpoints.save(state)
@@ -187,6 +195,8 @@ def train(
         TrainError: a non-finite loss or gradient; the weights are those before it.
         Stopped: SIGINT or SIGTERM, with a checkpoint of this step on the disk.
     """
+    if plan.ranks.world > 1:
+        stop = AgreedStop(stop, plan.ranks)  # type: ignore[assignment]
     batches.start(state.step)
     recent: deque[int] = deque(maxlen=max(plan.log_every, 1) + 1)  # the steps since the host last read, for naming a bad batch
     for watcher in watchers:
@@ -196,7 +206,7 @@ def train(
         last = state.step >= state.total
         improved = False
         if validation is not None and plan.evaluates(state.step, state.total) and state.evaluated_at != state.step and not stop():
-            metrics = _evaluate(state, task, plan, validation, stop)
+            metrics = _evaluate(state, task, plan, validation, stop, watchers)
             if metrics is not None:
                 improved = _judge(state, plan, metrics, watchers)
         done = last or state.stopped_early
@@ -241,6 +251,8 @@ def step(state: TrainState, batches: Batches, task: Task, plan: Plan) -> Report:
         count = count + loss.count
     assert loss_sum is not None
 
+    if plan.ranks.world > 1:
+        loss_sum, count = _over_ranks(model, plan.ranks, loss_sum, count)
     parameters = [p for p in model.parameters() if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
     if state.scaler is not None:
@@ -269,9 +281,23 @@ def step(state: TrainState, batches: Batches, task: Task, plan: Plan) -> Report:
         state.window += torch.where(good, torch.stack([loss_sum.to(state.window), torch.as_tensor(count).to(state.window)]), 0)
     state.step += 1
     state.samples += batches.batch_size
+    state.tokens += batches.batch_size * task.tokens_per_sample
     if plan.ema is not None:
         update_ema(state, plan.ema)
     return Report(state.step, lr, norm, loss_sum, count)
+
+
+def _over_ranks(model: nn.Module, ranks: Ranks, loss_sum: Tensor, count: int | Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients, loss and count summed over all ranks, and whether one of them was asked to stop."""
+    for p in model.parameters():
+        if p.requires_grad and p.grad is None:
+            p.grad = torch.zeros_like(p)
+    facts = torch.stack(
+        [loss_sum.float(), torch.as_tensor(count).to(loss_sum).float(), loss_sum.new_full((), float(ranks.wants_stop)).float()]
+    )
+    ranks.sum_([p.grad for p in model.parameters() if p.grad is not None] + [facts])
+    ranks.stopping = bool(facts[2] > 0)
+    return facts[0], facts[1]
 
 
 def mixed_precision(plan: Plan) -> contextlib.AbstractContextManager[Any]:
@@ -313,21 +339,28 @@ def rehearse(state: TrainState, batches: Batches, task: Task, plan: Plan) -> flo
     return elapsed
 
 
-def _evaluate(state: TrainState, task: Task, plan: Plan, validation: Encoded, stop: StopRequest) -> MetricSet | None:
-    """Metrics of the weights that would be kept: the averaged ones where there are any."""
-    if state.ema is None:
-        return evaluate(task, state.model, validation, plan.device, intervals=False, stop=stop)
-    own = {n: t.clone() for n, t in state.model.state_dict().items()}
-    state.model.load_state_dict(state.ema)
+def _evaluate(
+    state: TrainState, task: Task, plan: Plan, validation: Encoded, stop: StopRequest, watchers: Sequence[Watcher]
+) -> MetricSet | None:
+    """Metrics and samples of the weights that would be kept: the averaged ones where there are any."""
+    own = None if state.ema is None else {n: t.clone() for n, t in state.model.state_dict().items()}
+    if state.ema is not None:
+        state.model.load_state_dict(state.ema)
     try:
-        return evaluate(task, state.model, validation, plan.device, intervals=False, stop=stop)
+        metrics = evaluate(task, state.model, validation, plan.device, intervals=task.kind == "text", stop=stop)
+        for sample in task.samples(state.model) if metrics is not None else ():
+            for watcher in watchers:
+                watcher.row({"kind": "sample", "step": state.step, **sample})
+        return metrics
     finally:
-        state.model.load_state_dict(own)
+        if own is not None:
+            state.model.load_state_dict(own)
 
 
 def _judge(state: TrainState, plan: Plan, metrics: MetricSet, watchers: Sequence[Watcher]) -> bool:
     """Writes the evaluation's row, remembers the best, decides on early stopping. Returns whether this is the best so far."""
     values = metrics.compute()
+    spread = {f"{k}_interval": list(v) for k, v in metrics.intervals().items() if k == plan.metric}
     state.evaluated_at = state.step
     value = values[plan.metric]
     sign = 1 if plan.higher_is_better else -1
@@ -345,6 +378,7 @@ def _judge(state: TrainState, plan: Plan, metrics: MetricSet, watchers: Sequence
         "epoch": round(state.step / plan.steps_per_epoch, 4),
         "split": "validation",
         **values,
+        **spread,
         "best": improved,
     }
     for watcher in watchers:
@@ -364,6 +398,8 @@ def _log(state: TrainState, plan: Plan, report: Report, watchers: Sequence[Watch
         "lr": report.lr,
         "grad_norm": float(report.grad_norm),
     }
+    if state.tokens:
+        row["tokens"] = state.tokens
     if state.scaler is not None:
         row |= {"scale": state.scaler.get_scale(), "skipped": state.skipped}
     for watcher in watchers:

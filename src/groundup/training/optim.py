@@ -1,6 +1,6 @@
 """Optimizers and their parameter groups.
 
-Weight decay spares norms and biases (every parameter with fewer than two dimensions). Muon takes hidden matrices, AdamW the rest.
+Weight decay spares norms and biases (every parameter with fewer than two dimensions). Muon takes hidden matrices, AdamW the rest (tables of tokens among it).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from groundup.core.errors import RecipeError, did_you_mean
 from groundup.core.recipe import Optim
+from groundup.training.muon import Muon
 
 
 def group_of_parameters(model: nn.Module) -> dict[str, str]:
@@ -84,12 +85,21 @@ def build_optimizers(model: nn.Module, config: Optim, device: str) -> list[torch
     return [_plain_step(optimizer) for optimizer in _build(model, config, device)]
 
 
+def automatic_rate(model: nn.Module) -> tuple[float, int]:
+    """A learning rate for Muon and AdamW on a language model, and the parameters of its layers that it follows: 0.01 at a million, falling by their
+    power 0.4, which passes through what is used at 125M (1.5e-3) and 1B (6e-4)."""
+    tables = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding))
+    layers = max(1, sum(p.numel() for p in model.parameters()) - tables)
+    return float(f"{0.01 * (layers / 1e6) ** -0.4:.1e}"), layers
+
+
 def _build(model: nn.Module, config: Optim, device: str) -> list[torch.optim.Optimizer]:
     trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if not trainable:
         raise RecipeError("no parameter of the model is trainable", "模型没有任何可训练的参数", fix="--set method=full")
     if config.nesterov and not config.momentum:
         raise RecipeError("optim.nesterov = true needs a momentum", "optim.nesterov = true 需要动量", fix="--set optim.momentum=0.9")
+    rate = automatic_rate(model)[0] if config.lr == "auto" else float(config.lr)
     factors = learning_rate_factors(model, config.groups, config.layer_decay)
     owner = group_of_parameters(model)
     last = list(dict.fromkeys(owner.values()))[-1:] or [""]
@@ -101,8 +111,8 @@ def _build(model: nn.Module, config: Optim, device: str) -> list[torch.optim.Opt
         return [
             {
                 "params": params,
-                "lr": config.lr * factor,
-                "base_lr": config.lr * factor,
+                "lr": rate * factor,
+                "base_lr": rate * factor,
                 "weight_decay": config.weight_decay if decayed else 0.0,
             }
             for (decayed, factor), params in found.items()
@@ -110,20 +120,22 @@ def _build(model: nn.Module, config: Optim, device: str) -> list[torch.optim.Opt
 
     fused = device.split(":")[0] in ("cpu", "cuda") and all(p.dtype in (torch.float32, torch.float64, torch.bfloat16) for _, p in trainable)
     if config.name == "sgd":
-        return [torch.optim.SGD(grouped(trainable), lr=config.lr, momentum=config.momentum or 0.0, nesterov=config.nesterov, fused=fused)]
+        return [torch.optim.SGD(grouped(trainable), lr=rate, momentum=config.momentum or 0.0, nesterov=config.nesterov, fused=fused)]
     if config.name == "rmsprop":
-        return [torch.optim.RMSprop(grouped(trainable), lr=config.lr, momentum=config.momentum or 0.0, eps=config.eps)]
+        return [torch.optim.RMSprop(grouped(trainable), lr=rate, momentum=config.momentum or 0.0, eps=config.eps)]
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     if config.name != "muon":
-        return [kind(grouped(trainable), lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)]
-    hidden = [(n, p) for n, p in trainable if p.ndim == 2 and owner.get(n) != last[0]]
-    rest = [(n, p) for n, p in trainable if p.ndim != 2 or owner.get(n) == last[0]]
+        return [kind(grouped(trainable), lr=rate, betas=config.betas, eps=config.eps, fused=fused)]
+    tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    hidden = [(n, p) for n, p in trainable if p.ndim == 2 and owner.get(n) != last[0] and id(p) not in tables]
+    taken = {n for n, _ in hidden}
+    rest = [(n, p) for n, p in trainable if n not in taken]
     optimizers: list[torch.optim.Optimizer] = []
     if hidden:  # match_rms_adamw: updates of AdamW's size, so that one learning rate serves both (Liu et al., arXiv 2502.16982, 2.2)
         momentum = 0.95 if config.momentum is None else config.momentum
-        optimizers.append(torch.optim.Muon(grouped(hidden), lr=config.lr, momentum=momentum, adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(Muon(grouped(hidden), lr=rate, momentum=momentum))
     if rest:
-        optimizers.append(torch.optim.AdamW(grouped(rest), lr=config.lr, betas=config.betas, eps=config.eps, fused=fused))
+        optimizers.append(torch.optim.AdamW(grouped(rest), lr=rate, betas=config.betas, eps=config.eps, fused=fused))
     return optimizers
 
 

@@ -19,7 +19,7 @@ from groundup.core.run import RunFolder
 from groundup.training.loop import Plan, Report, Watcher
 from groundup.training.state import TrainState
 
-WALL_CLOCK = ("samples_per_s", "seconds", "memory")  # the fields of a row that no two runs share
+WALL_CLOCK = ("samples_per_s", "tokens_per_s", "mfu", "seconds", "memory")  # the fields of a row that no two runs share
 
 
 class Base:
@@ -44,7 +44,7 @@ class Timer(Base):
     def begin(self, state: TrainState, plan: Plan) -> None:
         self.device = str(plan.device)
         self.start = self.last = time.monotonic()
-        self.samples = state.samples
+        self.samples, self.tokens, self.plan = state.samples, state.tokens, plan
 
     def row(self, row: dict[str, Any]) -> None:
         if row["kind"] == "train":
@@ -52,6 +52,11 @@ class Timer(Base):
             row["samples_per_s"] = round((row["samples"] - self.samples) / max(now - self.last, 1e-9), 1)
             row["seconds"], row["memory"] = round(now - self.start, 3), memory_in_use(self.device)
             self.samples = row["samples"]
+            if "tokens" in row:
+                row["tokens_per_s"] = round((row["tokens"] - self.tokens) / max(now - self.last, 1e-9), 1)
+                self.tokens = row["tokens"]
+                if self.plan.peak_flops:
+                    row["mfu"] = round(row["tokens_per_s"] * self.plan.flops_per_token / self.plan.peak_flops, 4)
         self.last = time.monotonic()  # time spent on evaluation and checkpoints is not training speed
 
 
@@ -62,7 +67,7 @@ class Jsonl(Base):
         self.run = run
 
     def row(self, row: dict[str, Any]) -> None:
-        if row["kind"] in ("train", "evaluate"):
+        if row["kind"] in ("train", "evaluate", "sample"):
             self.run.metrics.append(row)
 
     def end(self) -> None:
@@ -86,7 +91,7 @@ class Console(Base):
             per_step = (time.monotonic() - self.start) / max(done, 1)
             eta = units.human_seconds(per_step * (self.total - row["step"])) if done >= 5 else "--"
             text = (
-                f"loss {row['loss']:.4f}  lr {row['lr']:.1e}  |g| {row['grad_norm']:.2f}  {row['samples_per_s']:,.0f}/s  "
+                f"loss {row['loss']:.4f}  lr {row['lr']:.1e}  |g| {row['grad_norm']:.2f}  {self._speed(row)}  "
                 f"{row['memory'] / 2**20:,.0f} MiB  eta {eta}"
             )
             self.progress.update(row["step"], text)
@@ -104,6 +109,9 @@ class Console(Base):
                 )
                 + best
             )
+        elif row["kind"] == "sample":
+            text = " ".join(f"{row['prompt']}{row['text']}".split())
+            self.progress.line(say("  sample: {text}", "  样例：{text}", text=text[:200]))
         elif row["kind"] == "checkpoint_failed":
             self.progress.line(
                 say(
@@ -114,6 +122,12 @@ class Console(Base):
                 ),
                 important=True,
             )
+
+    @staticmethod
+    def _speed(row: dict[str, Any]) -> str:
+        if "tokens_per_s" not in row:
+            return f"{row['samples_per_s']:,.0f}/s"
+        return f"{row['tokens_per_s']:,.0f} tok/s" + (f"  MFU {row['mfu']:.0%}" if "mfu" in row else "")
 
     def end(self) -> None:
         if hasattr(self, "progress"):

@@ -1,0 +1,279 @@
+"""Tokenizers: byte-level BPE or characters, trained on the text at hand; or any one that Hugging Face's `tokenizers` reads.
+
+What a tokenizer of ours encodes, it decodes to the same text, whatever the text: bytes and characters that it never saw have tokens too, and text
+that looks like a special token ("<|endoftext|>") stays text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from groundup.core import files
+from groundup.core.errors import DataError, ModelError
+
+END, TURN, TURN_END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
+SPECIAL = [END, TURN, TURN_END, PAD]
+# ChatML: each turn between its markers, the role on the first line.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Where words begin: a word takes the space before it along, numbers are cut into at most three digits, line ends stand apart from what follows.
+WORDS = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+TRAINED_ON = 200_000_000  # bytes of text that a tokenizer is trained on at most: more changes its merges very little
+PIECE = 200_000  # characters: longer texts are cut at line ends before they are encoded, so that memory does not grow with them
+
+
+class Tokenizer:
+    """Text <-> token numbers.
+
+    Args:
+        core: the tokenizer of the `tokenizers` library.
+        begin, end: the token before and after each document; one and the same where a tokenizer has a single separator.
+        settings: what tokenizer_config.json says (chat_template and names of special tokens among it).
+    """
+
+    def __init__(self, core: tokenizers.Tokenizer, settings: dict[str, Any]) -> None:
+        self.core, self.settings = core, settings
+        core.encode_special_tokens = True
+        core.no_truncation()
+        core.no_padding()
+        eos, bos, pad = (self._special(name) for name in ("eos_token", "bos_token", "pad_token"))
+        self.end, self.pad = eos, pad
+        self.begin = bos if bos is not None else eos
+
+    def _special(self, name: str) -> int | None:
+        value = self.settings.get(name)
+        text = value.get("content") if isinstance(value, dict) else value
+        return None if text is None else self.core.token_to_id(text)
+
+    def __len__(self) -> int:
+        """The size of the table that a model needs: the highest number + 1."""
+        return max(self.core.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256((self.core.to_str() + json.dumps(self.settings, sort_keys=True)).encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, no special ones added."""
+        return [t for ids in self.encode_batch(list(pieces(text))) for t in ids]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of several texts (none longer than PIECE), on all cores."""
+        return [e.ids for e in self.core.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """What a model is given to go on from: the begin of a document, then the text."""
+        return ([] if self.begin is None else [self.begin]) + self.encode(text)
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """A rendered chat template: special tokens in it are special."""
+        self.core.encode_special_tokens = False
+        try:
+            return list(self.core.encode(text, add_special_tokens=False).ids)
+        finally:
+            self.core.encode_special_tokens = True
+
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of tokens; special ones are left out unless asked for."""
+        return str(self.core.decode(list(ids), skip_special_tokens=not special))
+
+    @property
+    def chat_template(self) -> str | None:
+        value = self.settings.get("chat_template")
+        if isinstance(value, list):  # several named ones
+            value = next((t["template"] for t in value if t.get("name") == "default"), value[0]["template"] if value else None)
+        return value
+
+    def render(self, messages: Sequence[dict[str, Any]], *, prompt: bool = True) -> str:
+        """Messages through the chat template, in a sandbox: a template is code that came with a download.
+
+        Raises:
+            ModelError: there is no template, or it refuses the messages.
+        """
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        if not self.chat_template:
+            raise ModelError(
+                "this model has no chat template: it continues text, it does not answer",
+                "这个模型没有对话模板：它会续写文本，但不会对话",
+                fix='groundup generate MODEL "prompt"',
+            )
+
+        def refuse(message: str) -> None:
+            raise TemplateError(message)
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+        environment.globals["raise_exception"] = refuse
+        facts = {name: value for name, value in self.settings.items() if name.endswith("_token") and isinstance(value, str)}
+        try:
+            return environment.from_string(self.chat_template).render(messages=list(messages), add_generation_prompt=prompt, **facts)
+        except TemplateError as error:
+            raise ModelError(
+                "the chat template refuses these messages: {why}", "对话模板拒绝了这些消息：{why}", why=error.message or error
+            ) from error
+
+    def turn_ends(self) -> list[int]:
+        """Tokens after which a model has finished: the end of a document, and of a turn."""
+        names = [TURN_END, "<|eot_id|>", "<end_of_turn>", "</s>"]
+        found = [self.end, *(self.core.token_to_id(n) for n in names)]
+        return list(dict.fromkeys(t for t in found if t is not None))
+
+    def save(self, folder: Path, context: int) -> None:
+        """Writes tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer opens."""
+        files.write_text(folder / "tokenizer.json", self.core.to_str(pretty=True))
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **self.settings}
+        files.write_json(folder / "tokenizer_config.json", settings | {"model_max_length": context})
+
+
+def pieces(text: str, size: int = PIECE) -> Iterator[str]:
+    """A long text cut behind line ends (or, where there are none, anywhere) into parts of at most `size` characters."""
+    start = 0
+    while len(text) - start > size:
+        cut = text.rfind("\n", start + size // 2, start + size) + 1 or start + size
+        yield text[start:cut]
+        start = cut
+    if start < len(text) or not text:
+        yield text[start:]
+
+
+def _settings(extra: dict[str, Any]) -> dict[str, Any]:
+    return {"bos_token": END, "eos_token": END, "pad_token": PAD, "chat_template": CHAT_TEMPLATE, **extra}
+
+
+def vocabulary_for(size: int) -> int:
+    """A vocabulary that so many bytes of text support: the power of two nearest to their square root, from 512 to 65,536."""
+    return int(min(65536, max(512, 2 ** round(math.log2(max(size, 1)) / 2))))
+
+
+def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    """Byte-level BPE (Sennrich et al., arXiv 1508.07909; bytes as in Radford et al., GPT-2, 2019, 2.2).
+
+    Raises:
+        DataError: the text has too few different pieces for so large a vocabulary, or the vocabulary is too small for all bytes.
+    """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if vocabulary < len(alphabet) + len(SPECIAL):
+        raise DataError(
+            "task.vocabulary = {n}: the bytes and special tokens alone are {least}",
+            "task.vocabulary = {n}：仅字节与特殊词元就有 {least} 个",
+            n=vocabulary,
+            least=len(alphabet) + len(SPECIAL),
+            fix="--set task.vocabulary=512",
+        )
+    core = tokenizers.Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+        [pre_tokenizers.Split(Regex(WORDS), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]  # type: ignore[list-item]
+    )
+    core.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=SPECIAL, initial_alphabet=sorted(alphabet), show_progress=False)
+    core.train_from_iterator(_limited(texts), trainer)
+    if (made := core.get_vocab_size()) < vocabulary:
+        raise DataError(
+            "the text supports a vocabulary of {made} tokens, {asked} were asked for",
+            "这些文本只支持 {made} 个词元的词表，而要求的是 {asked} 个",
+            made=made,
+            asked=vocabulary,
+            fix="--set task.vocabulary={made}   or auto",
+            fix_zh="--set task.vocabulary={made}   或 auto",
+        )
+    return Tokenizer(core, _settings({}))
+
+
+def train_characters(texts: Iterable[str], limit: int = 20_000) -> Tokenizer:
+    """One token per character, most frequent first; what is not among them is written as its bytes.
+
+    Args:
+        limit: characters at most.
+    """
+    from collections import Counter
+
+    count: Counter[str] = Counter()
+    for text in _limited(texts):
+        count.update(text)
+    known = [c for c, _ in sorted(count.items(), key=lambda item: (-item[1], item[0]))[:limit]]
+    names = [*SPECIAL, *(f"<0x{b:02X}>" for b in range(256)), *known]
+    core = tokenizers.Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, [], byte_fallback=True))
+    core.add_special_tokens(SPECIAL)
+    core.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])  # type: ignore[assignment]
+    return Tokenizer(core, _settings({}))
+
+
+def _limited(texts: Iterable[str]) -> Iterator[str]:
+    seen = 0
+    for text in texts:
+        for piece in pieces(text):
+            yield piece
+            seen += len(piece.encode())
+            if seen >= TRAINED_ON:
+                return
+
+
+def open_tokenizer(where: str) -> Tokenizer:
+    """A tokenizer from a folder (tokenizer.json, GPT-2's two files, or anything that transformers reads), a tokenizer.json, or `hub:owner/name`.
+
+    Raises:
+        DataError: nothing there that can be read.
+    """
+    path = Path(where.removeprefix("hub:")).expanduser()
+    if path.is_file() and path.name.endswith(".json"):
+        path = path.parent
+    try:
+        if path.is_dir():
+            settings = files.read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
+            if (path / "chat_template.jinja").is_file():
+                settings["chat_template"] = (path / "chat_template.jinja").read_text(encoding="utf-8")
+            if (path / "tokenizer.json").is_file():
+                return Tokenizer(tokenizers.Tokenizer.from_file(str(path / "tokenizer.json")), settings)
+            for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+                if (path / vocabulary).is_file() and (path / merges).is_file():
+                    return _gpt2(path / vocabulary, path / merges, settings)
+        from transformers import AutoTokenizer
+
+        opened = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else where.removeprefix("hub:"))
+        core = tokenizers.Tokenizer.from_str(opened.backend_tokenizer.to_str())
+        special = {name: str(value) for name, value in opened.special_tokens_map.items() if isinstance(value, str)}
+        return Tokenizer(core, special | {"chat_template": opened.chat_template})
+    except Exception as error:
+        raise DataError(
+            "no tokenizer can be read from '{where}': {why}",
+            "无法从 '{where}' 读取分词器：{why}",
+            where=where,
+            why=str(error).splitlines()[0][:200] if str(error) else type(error).__name__,
+            fix="--set task.tokenizer=bpe   trains one on the text",
+            fix_zh="--set task.tokenizer=bpe   可在文本上训练一个",
+        ) from error
+
+
+def _gpt2(vocabulary: Path, merges: Path, settings: dict[str, Any]) -> Tokenizer:
+    core = tokenizers.Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    core.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    if core.token_to_id(END) is not None:
+        core.add_special_tokens([END])
+    return Tokenizer(core, {"bos_token": END, "eos_token": END, **settings})
+
+
+def gpt2_for_comparison() -> Tokenizer | None:
+    """GPT-2's tokenizer, where it lies on this machine already ($GROUNDUP_DATA/tokenizers/gpt2, the cache, the hub's cache); nothing is fetched."""
+    import os
+
+    from groundup.data.cache import cache_folder
+
+    places = [Path(root).expanduser() / "tokenizers" / "gpt2" for root in (os.environ.get("GROUNDUP_DATA"), cache_folder()) if root]
+    hub = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "hub" / "models--openai-community--gpt2" / "snapshots"
+    places += sorted(hub.glob("*"))
+    for place in places:
+        if (place / "tokenizer.json").is_file() or (place / "vocab.bpe").is_file() or (place / "merges.txt").is_file():
+            return open_tokenizer(str(place))
+    return None

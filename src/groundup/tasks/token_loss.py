@@ -1,0 +1,94 @@
+"""Cross-entropy of next tokens straight from hidden states, in chunks: the logits of all positions never stand in memory at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from groundup.data.tokens import IGNORED
+
+CHUNK = 2**22  # logits that stand in memory at once
+
+
+def token_loss(hidden: Tensor, weight: Tensor, targets: Tensor, *, z_loss: float = 0.0, softcap: float | None = None) -> Tensor:
+    """The summed cross-entropy of logits = hidden @ weight.T, with its gradient found in the same pass.
+
+    Args:
+        hidden: [N, width]; weight: [vocabulary, width]; targets: int64 [N], IGNORED where there is none.
+        z_loss: weight of log(Z)², which keeps the logits from drifting (Chowdhery et al., PaLM, arXiv 2204.02311, 5).
+        softcap: logits become softcap * tanh(logits / softcap) (Gemma 2, arXiv 2408.00118, 2).
+    """
+    keep = targets != IGNORED
+    if not bool(keep.all()):
+        hidden, targets = hidden[keep], targets[keep]
+    return _TokenLoss.apply(hidden, weight, targets, z_loss, softcap)  # type: ignore[no-any-return]
+
+
+def _chunks(rows: int, vocabulary: int) -> list[slice]:
+    step = max(64, CHUNK // vocabulary)
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+class _TokenLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, softcap: float | None) -> Tensor:
+        need = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        w = weight.to(hidden.dtype)
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for_hidden = torch.empty_like(hidden) if need else None
+        for_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        for cut in _chunks(len(hidden), len(weight)):
+            h, target = hidden[cut], targets[cut, None]
+            logits = (h @ w.t()).float()
+            if softcap is not None:
+                logits.div_(softcap).tanh_().mul_(softcap)
+            right = logits.gather(1, target)
+            log_z = torch.logsumexp(logits, 1, keepdim=True)
+            total += (log_z - right).sum()
+            if z_loss:
+                total += z_loss * log_z.square().sum()
+            if for_hidden is None:
+                continue
+            capped = 1 - (logits / softcap).square() if softcap is not None else None
+            grad = logits.sub_(log_z).exp_()
+            if z_loss:
+                grad.mul_(1 + 2 * z_loss * log_z)
+            grad.scatter_add_(1, target, torch.full_like(right, -1.0))
+            if capped is not None:
+                grad.mul_(capped)
+            grad = grad.to(hidden.dtype)
+            torch.mm(grad, w, out=for_hidden[cut])
+            if for_weight is not None:
+                if for_weight.dtype == grad.dtype:
+                    for_weight.addmm_(grad.t(), h)
+                else:
+                    for_weight += grad.t() @ h
+        ctx.found = (for_hidden, for_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]
+        (for_hidden, for_weight), ctx.found = ctx.found, None
+        return (
+            None if for_hidden is None else for_hidden.mul_(grad),
+            None if for_weight is None else for_weight.mul_(grad),
+            None,
+            None,
+            None,
+        )
+
+
+@torch.no_grad()
+def token_scores(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> tuple[Tensor, Tensor]:
+    """Of each position [N]: the cross-entropy in nats (0 where there is no target), and whether the likeliest token was the right one."""
+    loss, hit = hidden.new_zeros(len(hidden), dtype=torch.float32), torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
+    for cut in _chunks(len(hidden), len(weight)):
+        logits = (hidden[cut] @ weight.to(hidden.dtype).t()).float()
+        if softcap is not None:
+            logits.div_(softcap).tanh_().mul_(softcap)
+        target = targets[cut]
+        loss[cut] = torch.nn.functional.cross_entropy(logits, target, reduction="none", ignore_index=IGNORED)
+        hit[cut] = logits.argmax(1) == target
+    return loss, hit
