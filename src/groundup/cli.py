@@ -705,8 +705,8 @@ def runs_verify(run: RunName, json: Json = False, lang: Lang = None, traceback: 
 # -- demo ----------------------------------------------------------------------------------------------------------------------
 @app.command(
     help=_help(
-        "The whole path on real handwriting, in under two minutes, with the command of each step.",
-        "用真实手写数字走完整条路径，不到两分钟，并给出每一步的命令。",
+        "The whole path on real handwriting, and a language model from zero, in some three minutes, with the command of each step.",
+        "用真实手写数字走完整条路径，再从零训练一个语言模型，约三分钟，并给出每一步的命令。",
     )
 )
 def demo(
@@ -740,6 +740,8 @@ def main(argv: list[str] | None = None) -> int:
             return int(call or 0)
         _configure(call.as_json)
         result = call.run()
+        if result is None or getattr(result, "follower", False):  # another process of torchrun's tells the result
+            return 0
         if call.as_json:
             _print_json(call.to_json(result))
         else:

@@ -1,4 +1,4 @@
-"""`groundup demo`: the whole path on real handwriting, each step beside the command that does just that."""
+"""`groundup demo`: the whole path on real handwriting, then a language model from zero, each step beside the command that does just that."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ FEW: dict[str, Any] = {
     "schedule.warmup": 0,
     "evaluate.every": 8,
 }
+BUDGET = "1min"  # for the language model
 QUIET = {"watch.report": False, "watch.tensorboard": False}
 
 
@@ -38,7 +39,7 @@ def run(out: Path | None) -> dict[str, Any]:
     begin = time.monotonic()
     root = out or Path("runs")
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    folder = {name: root / f"demo-{name}-{stamp}" for name in ("base", "tuned", "scratch")}
+    folder = {name: root / f"demo-{name}-{stamp}" for name in ("base", "tuned", "scratch", "language")}
     timed: dict[str, float] = {}
 
     _step(1, say("the environment", "环境"), "groundup env info")
@@ -123,6 +124,31 @@ def run(out: Path | None) -> dict[str, Any]:
     answer = pipeline.predict(tuned, picture)
     inspecting.print_predictions({"predictions": answer})
 
+    language = {"data.split.validation": 0.01, "evaluate.every": 100000, "watch.log_every": 5}
+    _step(
+        8,
+        say(
+            "a language model from zero: one minute on the source of Python's standard library",
+            "从零训练语言模型：用 Python 标准库源代码训练一分钟",
+        ),
+        f"{_train('gpt-stdlib', language, folder['language'])} --budget {BUDGET}",
+    )
+    with _timed(timed, "language"):
+        writer = pipeline.train("gpt-stdlib", language, out=folder["language"], budget=BUDGET)
+    rows = writer.folder.metric_rows("train")
+    shown = [rows[i * (len(rows) - 1) // 5] for i in range(6)] if len(rows) > 5 else rows
+    console.table(
+        [say("step", "步"), *(f"{row['step']:,}" for row in shown)],
+        [[say("loss", "损失"), *(f"{row['loss']:.2f}" for row in shown)]],
+        right=tuple(range(1, len(shown) + 1)),
+    )
+    prompt = "def __init__(self"
+    _step(9, say("let it write", "让它写一段"), f"groundup generate {_q(folder['language'])} {shlex.quote(prompt)} --max-tokens 60")
+    sample = writer.generate(prompt, max_tokens=60)[0]
+    console.line(prompt + sample)
+    console.line(say("It has read half a million tokens, and a large model reads a million times as many: it has the look of Python, not its sense.",
+                     "它只读过约五十万个词元，大模型读的是它的百万倍：写出来的东西形似 Python，却没有意义。"))  # fmt: skip
+
     return {
         "environment": found,
         "base": first.result,
@@ -130,6 +156,8 @@ def run(out: Path | None) -> dict[str, Any]:
         "scratch": scratch.result,
         "comparison": {"draws": pairs, "tuned": means[0], "scratch": means[1]},
         "prediction": {"true": label, **answer[0]},
+        "language": writer.result,
+        "sample": prompt + sample,
         "report": str((tuned.path / "report.html").resolve()),
         "grid": str(grid),
         "seconds": {**timed, "total": time.monotonic() - begin},

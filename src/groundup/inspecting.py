@@ -105,11 +105,16 @@ def _prepared(spec: str, overrides: dict[str, Any]) -> tuple[Any, bool]:
     """The data as training would see it; and whether its target is a class label (decided by the target where no task says it)."""
     import numpy as np
 
+    from groundup.data.corpus import is_text
     from groundup.data.prepare import prepare
     from groundup.data.sources import open_source
 
     tree = {"name": "data", "task": "-", "model": "-", "data": {"source": spec}}
     config = build(override(tree, overrides), "--set", overridden=overrides).data
+    if isinstance(config.source, list) or is_text(config.source, config):
+        config = config.model_copy(update={"on_bad_record": "skip"})
+        if isinstance(config.source, str) or all(is_text(part.source, config) for part in config.source):
+            return prepare(config, classification=False, kind="text"), False
     dataset = open_source(config)
     target = dataset.target
     classification = target.ndim == 1
@@ -145,7 +150,37 @@ def data_show(spec: str, overrides: dict[str, Any], grid: Path | None) -> dict[s
     return facts
 
 
+def _print_text(facts: dict[str, Any]) -> None:
+    before, after = facts["before"], facts["after"]
+    console.heading(
+        say(
+            "{name}: {n:,} documents of text, {size}",
+            "{name}：{n:,} 篇文本，{size}",
+            name=facts["name"],
+            n=after["documents"],
+            size=files.human_bytes(after["bytes"]),
+        )
+    )
+    rows = [[say("as found", "原始"), before], [say("kept", "保留"), after], *([name, part] for name, part in after["splits"].items())]
+    console.table(
+        ["", say("documents", "文档"), say("characters", "字符"), say("bytes", "字节")],
+        [[name, *(f"{part[k]:,}" for k in ("documents", "characters", "bytes"))] for name, part in rows],
+        right=(1, 2, 3),
+    )
+    lengths = facts["characters"]
+    if lengths:
+        listed = ", ".join(f"{k} {v:,.0f}" for k, v in lengths.items())
+        console.line(say("characters of a document: {listed}", "每篇字符数：{listed}", listed=listed))
+    for label, counts in ((say("languages", "语言"), facts["languages"]), (say("encodings", "编码"), facts["encodings"])):
+        console.line(f"{label}: " + ", ".join(f"{k} {n:,}" for k, n in sorted(counts.items(), key=lambda item: -item[1])[:8]))
+    for note in facts["notes_zh" if language() == "zh" else "notes"]:
+        console.line(f"- {note}")
+
+
 def print_data(facts: dict[str, Any]) -> None:
+    if facts["kind"] == "text":
+        _print_text(facts)
+        return
     shape = " x ".join(str(n) for n in facts["input_shape"])
     console.heading(
         say(

@@ -32,6 +32,7 @@ from groundup.data.prepare import Prepared, absolute_source, prepare
 from groundup.data.streaming import default_workers
 from groundup.env import probe
 from groundup.models.base import build_model, count_parameters, placed
+from groundup.models.language import LanguageModel
 from groundup.models.weights import is_weights, load_into
 from groundup.tasks.base import Encoded, Task
 from groundup.training import loop
@@ -193,6 +194,7 @@ def build(
 
     if base is not None:
         model = base.model
+        _check_context(task, model)
         _new_head(model, task, base, recipe.keep_classes)
     else:
         model = build_model(recipe.model.name, recipe.model.arguments, task.input_shape, task.num_outputs)
@@ -606,10 +608,21 @@ def _rehearse(job: Job) -> None:
     _compile(job, run.decide("compile", chosen, reason, reason_zh))
 
 
+def _check_context(task: Task, model: nn.Module) -> None:
+    if isinstance(model, LanguageModel) and task.tokens_per_sample > model.context:
+        raise RecipeError(
+            "task.context = {wanted}: the model that training starts from was made for {context} tokens",
+            "task.context = {wanted}：起始模型只支持 {context} 个词元",
+            wanted=task.tokens_per_sample,
+            context=model.context,
+            fix="--set task.context={context}",
+        )
+
+
 def _measure_paths(job: Job, seconds: float) -> float:
     """How attention is computed, where the model leaves it open: the faster way of a rehearsed step. A deterministic run takes the rule instead,
     since a measurement can come out differently another time. Returns the seconds of a step."""
-    model = job.state.model
+    model: Any = job.state.model
     if not hasattr(model, "attention_path"):
         return seconds
     context = job.task.tokens_per_sample
@@ -641,7 +654,7 @@ def _take_path(model: nn.Module, run: RunFolder) -> None:
         model.attention_path = run.decisions["attention"]["value"]
 
 
-def _flops(task: Task, model: nn.Module, run: RunFolder, at: torch.device, precision: str) -> dict[str, float]:
+def _flops(task: Task, model: Any, run: RunFolder, at: torch.device, precision: str) -> dict[str, float]:
     """What the MFU of a language model is counted from: its operations per token, and the peak of this device's matrix products."""
     if not task.tokens_per_sample or not hasattr(model, "flops_per_token"):
         return {}

@@ -30,6 +30,7 @@ from groundup.models.base import build_model, placed
 from groundup.models.decoder import Decoder
 from groundup.models.gpt2 import GPT2
 from groundup.models.hub import fetch, is_foreign, open_foreign
+from groundup.models.language import LanguageModel
 from groundup.models.language_files import (
     family_of,
     is_language_folder,
@@ -133,7 +134,7 @@ def save(
         config: dict[str, Any] = {
             "architecture": recipe.model.name,
             "arguments": arguments,
-            "input_shape": list(task.input_shape),
+            "input_shape": [model.context] if isinstance(model, LanguageModel) else list(task.input_shape),
             "num_outputs": task.num_outputs,
         }
         code = {}

@@ -58,6 +58,7 @@ class Run:
 
     path: Path
     result: dict[str, Any]
+    follower: bool = False  # one of torchrun's processes but the first: it has no result of its own
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -66,6 +67,10 @@ class Run:
     @property
     def model(self) -> Path:
         return self.path / "model"
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder.open(self.path)
 
     def load(self, *, trust_code: bool = False) -> modelfolder.Loaded:
         return modelfolder.load(self.path, trust_code=trust_code)
@@ -152,7 +157,7 @@ def _follow(ranks: parallel.Ranks, recipe: Any, overrides: Overrides, *, resume:
     with console.muted(), tempfile.TemporaryDirectory(prefix="groundup-rank-") as folder:
         real = ranks.agree(None)
         if real is None:
-            return Run(Path(), {})
+            return Run(Path(), {}, follower=True)
         leader = RunFolder.open(Path(real["path"]))
         run = RunFolder.create(leader.recipe(), Path(folder) / "run", "")
         try:
@@ -170,7 +175,7 @@ def _follow(ranks: parallel.Ranks, recipe: Any, overrides: Overrides, *, resume:
                 loop.train(job.state, job.batches, job.task, job.plan, job.keeper, job.validation, [], stop)
         finally:
             run.close()
-        return Run(leader.path, {"run": real["path"]})
+        return Run(leader.path, {"run": real["path"]}, follower=True)
 
 
 def _close(watchers: list[loop.Watcher]) -> None:

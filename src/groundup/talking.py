@@ -26,7 +26,7 @@ def generate(model: str, prompts: Sequence[str], how: Sampling, *, as_json: bool
     begin, texts = time.perf_counter(), [""] * len(rows)
     if not as_json and len(rows) == 1:
         _show(prompts[0])
-    for i, piece in write(loaded.model, tokenizer, rows, how):
+    for i, piece in write(loaded.model, tokenizer, rows, how):  # type: ignore[arg-type]
         texts[i] += piece
         if as_json:
             _line({"prompt": i, "text": piece})
@@ -76,7 +76,7 @@ def chat(model: str, how: Sampling, *, system: str | None = None, as_json: bool 
             prompt = tokenizer.encode_rendered(tokenizer.render(messages))
         answer = ""
         try:
-            for _, piece in write(loaded.model, tokenizer, [prompt], how):
+            for _, piece in write(loaded.model, tokenizer, [prompt], how):  # type: ignore[arg-type]
                 answer += piece
                 _line({"text": piece}) if as_json else _show(piece)
         except KeyboardInterrupt:  # ends the answer, not the conversation

@@ -1,6 +1,7 @@
 """Text: every kind of source, cleaning, copies, splits, and what happens to bad input and to an interruption."""
 
 import codecs
+import csv
 import gzip
 import json
 import os
@@ -116,6 +117,8 @@ def test_csv_tsv_and_parquet(made, write, tmp_path):
     c = made(write("表 1.csv", text), **ALL)
     assert everything(c) == ["one, with\nline", "two"] and c.describe(0) == "表 1.csv line 3"
     assert [r["reason"] for r in rejected(c)] == ["2 cells where the header has 3"] and c.statistics["damaged"] == 1
+    wide = write("w.csv", f"text,n\n{'word ' * 40_000},1\n")
+    assert len(made(wide, **ALL).text(0)) == 200_000 and csv.field_size_limit() == 131_072
     assert everything(made(write("t.tsv", "n\twords\n1\ta b, c\n2\td\n"), **ALL)) == ["a b, c", "d"]
     arrow = pytest.importorskip("pyarrow")
     import pyarrow.parquet as parquet

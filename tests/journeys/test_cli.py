@@ -264,7 +264,8 @@ def test_the_line_is_learned(as_json):
     assert as_json("train", "line-regression", *FAST)["metrics"]["mse"] < 0.01
 
 
-def test_the_demo_runs_shows_its_commands_and_tuning_beats_scratch(as_json, groundup):
+def test_the_demo_runs_shows_its_commands_and_tuning_beats_scratch(as_json, groundup, monkeypatch):
+    monkeypatch.setattr("groundup.demo.BUDGET", "20s")
     facts = as_json("demo", "--out", "my demo 演示")
     assert facts["comparison"]["tuned"] > facts["comparison"]["scratch"]
     report = Path(facts["report"]).read_text(encoding="utf-8")

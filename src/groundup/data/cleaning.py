@@ -157,7 +157,7 @@ def _powers() -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     return np.cumprod(powers[0]), np.cumprod(powers[1])
 
 
-def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finalizer of splitmix64 (Steele, Lea and Flood, OOPSLA 2014, fig. 14)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -185,7 +185,7 @@ def _tokens(points: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.u
     sums = np.cumsum(_values()[points] * up[: len(points)])
     before = np.where(starts > 0, sums[starts - 1], np.uint64(0))
     after = np.append(before[1:], sums[-1])
-    return starts, _mixed((after - before) * down[starts])
+    return starts, mixed((after - before) * down[starts])
 
 
 def _runs(hashes: NDArray[np.uint64], length: int) -> NDArray[np.uint64]:
@@ -195,7 +195,7 @@ def _runs(hashes: NDArray[np.uint64], length: int) -> NDArray[np.uint64]:
     total = hashes[:n] * factors[0]
     for k in range(1, length):
         total += hashes[k : n + k] * factors[k]
-    return _mixed(total)
+    return mixed(total)
 
 
 # -- signatures ----------------------------------------------------------------------------------------------------------------
@@ -274,35 +274,34 @@ def bands_for(threshold: float) -> tuple[int, int]:
 
 
 # -- copies --------------------------------------------------------------------------------------------------------------------
-PARTITION = 4_000_000  # keys sorted at once
+PARTITION = 2**20  # keys sorted at once
 
 
 def equal_groups(
     n: int, key: Callable[[slice], tuple[NDArray[np.uint64], NDArray[np.bool_]]]
 ) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Positions with equal keys: (members, first), where `members` are positions that have an equal elsewhere and `first` the first position of
+    """Positions with equal keys: (members, first), where `members` are positions that have an equal before them and `first` the first position of
     each one's group.
 
     Args:
-        key: slice -> (keys uint64, which of them count). It is called again for each partition of the keys, so that the memory does not grow.
+        key: slice -> (keys uint64, which of them count).
     """
-    chunk, partitions = 2**18, -(-n // PARTITION)
+    keys, counted = np.empty(n, dtype=np.uint64), np.empty(n, dtype=bool)
+    for at in range(0, n, 2**16):
+        of = slice(at, min(n, at + 2**16))
+        values, counted[of] = key(of)
+        keys[of] = mixed(values)
+    partitions = -(-n // PARTITION)
     for part in range(partitions):
-        keys, places = [], []
-        for at in range(0, n, chunk):
-            values, counted = key(slice(at, min(n, at + chunk)))
-            if partitions > 1:
-                counted = counted & (_mixed(values) % np.uint64(partitions) == part)
-            keys.append(values[counted])
-            places.append((np.flatnonzero(counted) + at).astype(np.int64))
-        all_keys, position = np.concatenate(keys), np.concatenate(places)
-        del keys, places
-        order = np.argsort(all_keys, kind="stable")
-        all_keys, position = all_keys[order], position[order]
-        begins = np.ones(len(position), dtype=bool)
-        begins[1:] = all_keys[1:] != all_keys[:-1]
-        first = position[np.maximum.accumulate(np.where(begins, np.arange(len(position)), 0))]
-        later = ~begins
+        # An even share of all keys: memory for sorting does not grow with n.
+        low, high = part * 2**64 // partitions, (part + 1) * 2**64 // partitions - 1
+        position = np.flatnonzero(counted & (keys >= np.uint64(low)) & (keys <= np.uint64(high)))
+        some = keys[position]
+        order = np.argsort(some, kind="stable")
+        some, position = some[order], position[order]
+        later = np.zeros(len(position), dtype=bool)
+        later[1:] = some[1:] == some[:-1]
+        first = position[np.maximum.accumulate(np.where(later, 0, np.arange(len(position))))]
         yield position[later], first[later]
 
 
@@ -342,7 +341,7 @@ class Clusters:
 
 def join_similar(
     clusters: Clusters,
-    signature: NDArray[np.uint16],
+    signature: Any,
     counted: NDArray[np.bool_],
     threshold: float,
     progress: Callable[[float], None] = lambda share: None,
@@ -350,7 +349,7 @@ def join_similar(
     """Joins the documents whose estimated Jaccard similarity reaches the threshold.
 
     Args:
-        signature: uint16 [n, PERMUTATIONS], may be mapped from the disk.
+        signature: uint16 [n, PERMUTATIONS], an array or something that is indexed like one.
         counted: which documents have a signature and take part.
     """
     bands, rows = bands_for(threshold)
@@ -359,7 +358,7 @@ def join_similar(
         columns = slice(band * rows, (band + 1) * rows)
 
         def key(of: slice, columns: slice = columns) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-            return _mixed((signature[of, columns].astype(np.uint64) * factors).sum(axis=1)), counted[of]
+            return mixed((signature[of, columns].astype(np.uint64) * factors).sum(axis=1)), counted[of]
 
         for members, first in equal_groups(len(signature), key):
             # Each one against the first of its bucket and against its neighbour in it: a chain of versions is found too.
@@ -407,6 +406,8 @@ def languages_of(texts: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
 def _language(text: str, scripts: list[int], letters: int) -> str:
     if letters < 8:
         return "und"
+    if scripts[LATIN] > 0.7 * letters:
+        return _of_latin(text)
     if scripts[KANA] + scripts[HAN] > 0.3 * letters:
         return "ja" if scripts[KANA] > 0.1 * (scripts[KANA] + scripts[HAN]) else "zh"
     if scripts[HANGUL] > 0.3 * letters:
@@ -418,15 +419,19 @@ def _language(text: str, scripts: list[int], letters: int) -> str:
     for script, language in _OF_SCRIPT.items():
         if scripts[script] > 0.5 * letters:
             return language
-    if scripts[LATIN] <= 0.5 * letters:
-        return "und"
+    return _of_latin(text) if scripts[LATIN] > 0.5 * letters else "und"
+
+
+def _of_latin(text: str) -> str:
+    """By the most frequent words of each language, if they are enough and one language has more of them than the others."""
     words = text[:2000].lower().replace("'", " ").split()
-    found = dict.fromkeys(_STOP_WORDS, 0)
+    found: dict[str, int] = {}
     for word in filter(_LANGUAGES_OF.__contains__, words):
         for language in _LANGUAGES_OF[word]:
-            found[language] += 1
-    best, second = sorted(found, key=found.__getitem__, reverse=True)[:2]
-    return best if found[best] >= max(2, 0.06 * len(words)) and found[best] > found[second] else "und"
+            found[language] = found.get(language, 0) + 1
+    most = max(found.values(), default=0)
+    best = [language for language, n in found.items() if n == most]
+    return best[0] if len(best) == 1 and most >= max(2, 0.06 * len(words)) else "und"
 
 
 def wanted_languages(settings: Text) -> frozenset[str] | None:

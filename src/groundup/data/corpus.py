@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from json.encoder import encode_basestring as _quoted
 from pathlib import Path
 from typing import IO, Any
 
@@ -402,11 +403,33 @@ class _FirstPass:
 
 
 def _rejection(record: str, reason: Reason, text: str) -> bytes:
-    row = {"record": record, "reason": reason.en, "reason_zh": reason.zh, "start of text": text[:80]}
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    """One line of rejected.jsonl; written by hand, because there may be millions."""
+    row = f'{{"record": {_quoted(record)}, "reason": {_quoted(reason.en)}, "reason_zh": {_quoted(reason.zh)}, "start of text": {_quoted(text[:80])}}}\n'
+    return row.encode("utf-8", "backslashreplace")
 
 
 # -- the second pass -----------------------------------------------------------------------------------------------------------
+class _Rows:
+    """Rows of a binary file. The file is mapped anew for each access and the rows are copied: a map that stays counts as memory."""
+
+    def __init__(self, path: Path, dtype: Any, width: tuple[int, ...] = ()) -> None:
+        self._path, self._dtype, self._width = path, dtype, width
+        self._n = path.stat().st_size // (np.dtype(dtype).itemsize * int(np.prod(width)))
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        return np.array(np.memmap(self._path, dtype=self._dtype, mode="r", shape=(self._n, *self._width))[index])
+
+    def column(self, name: str) -> NDArray[Any]:
+        """One field of all rows."""
+        made = np.empty((self._n, *self._dtype[name].shape), dtype=self._dtype[name].base)
+        for at in range(0, self._n, 2**16):
+            made[at : at + 2**16] = self[at : at + 2**16][name]
+        return made
+
+
 class _SecondPass:
     """Finds copies, takes samples and weights, and divides. `label` [n]: 0 left out, 1 train, 2 validation, 3 test.
 
@@ -415,11 +438,12 @@ class _SecondPass:
 
     def __init__(self, folder: Path, parts: Sequence[Part], items: Sequence[Item], config: Data, first: _FirstPass, told: _Teller) -> None:
         self.folder, self.parts, self.items, self.config, self.first, self.told = folder, parts, items, config, first, told
-        self.documents: NDArray[Any] = np.memmap(folder / "documents.bin", dtype=DOCUMENT, mode="r")
+        self.documents = _Rows(folder / "documents.bin", DOCUMENT)
         self.n = len(self.documents)
-        self.sizes = np.diff(self.documents["end"].astype(np.int64), prepend=0)
+        self.sizes: NDArray[np.int64] = self.documents.column("end").astype(np.int64)
+        self.sizes[1:] -= self.sizes[:-1].copy()
         self.label = np.ones(self.n, dtype=np.uint8)
-        self.item: NDArray[np.uint32] = np.ascontiguousarray(self.documents["item"])
+        self.item: NDArray[np.uint32] = self.documents.column("item")
         self.notes: Notes = []
         self.cuts: list[tuple[int, int, int]] = []
         self.duplicates: Counter[str] = Counter()
@@ -447,13 +471,16 @@ class _SecondPass:
         clusters, documents = cleaning.Clusters(self.n), self.documents
 
         def key(of: slice) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-            return np.ascontiguousarray(documents["digest"][of, 0]), ~documents["piece"][of]
+            rows = documents[of]
+            return np.ascontiguousarray(rows["digest"][:, 0]), ~rows["piece"]
 
         for members, first in cleaning.equal_groups(self.n, key):
-            equal = documents["digest"][members, 1] == documents["digest"][first, 1]
-            clusters.join(members[equal], first[equal])
-        signature = np.memmap(self.folder / "signatures.bin", dtype=np.uint16, mode="r").reshape(self.n, PERMUTATIONS)
-        counted = documents["signed"] & (clusters.roots() == np.arange(self.n))
+            for at in range(0, len(members), 2**14):
+                a, b = members[at : at + 2**14], first[at : at + 2**14]
+                equal = documents[a]["digest"][:, 1] == documents[b]["digest"][:, 1]
+                clusters.join(a[equal], b[equal])
+        signature = _Rows(self.folder / "signatures.bin", np.uint16, (PERMUTATIONS,))
+        counted = documents.column("signed") & (clusters.roots() == np.arange(self.n))
         threshold = self.config.text.near_duplicates
         cleaning.join_similar(
             clusters,
@@ -473,30 +500,37 @@ class _SecondPass:
             np.minimum.at(best, roots, ranked)
             keeper = (best & ((1 << 48) - 1)).astype(roots.dtype)
         copies = np.flatnonzero(keeper[roots] != np.arange(self.n))
-        for i in copies:
-            of = int(keeper[roots[i]])
-            exact = bool((self.documents["digest"][i] == self.documents["digest"][of]).all())
-            where = self._name(of)
-            if exact:
-                reason = Reason("exact duplicate", f"exact duplicate of {where}", f"与 {where} 完全相同")
-            else:
-                reason = Reason("near-duplicate", f"near-duplicate of {where}", f"与 {where} 近似重复")
-            self._leave_out(int(i), reason)
+        for at in range(0, len(copies), 2**14):
+            some = copies[at : at + 2**14]
+            kept = keeper[roots[some]]
+            exact = (self.documents[some]["digest"] == self.documents[kept]["digest"]).all(axis=1)
+            reasons = [
+                Reason("exact duplicate", f"exact duplicate of {where}", f"与 {where} 完全相同")
+                if same
+                else Reason("near-duplicate", f"near-duplicate of {where}", f"与 {where} 近似重复")
+                for where, same in zip(self._names(kept), exact.tolist())
+            ]
+            self._leave_out(some, reasons)
         for code, zh in (("exact duplicate", "完全重复"), ("near-duplicate", "近似重复")):
             if count := self.duplicates[code]:
                 self.notes.append((f"{count} {code}s were removed", f"移除了 {count} 个{zh}的文档"))
 
-    def _leave_out(self, i: int, reason: Reason) -> None:
-        self.label[i] = 0
-        self.duplicates[reason.code] += 1
-        end, size = int(self.documents["end"][i]), int(self.sizes[i])
-        self.text_file.seek(end - size)
-        head = self.text_file.read(min(size, 400)).decode("utf-8", "ignore")
-        self.rejected_file.write(_rejection(self._name(i), reason, head))
+    def _leave_out(self, index: NDArray[Any], reasons: Sequence[Reason]) -> None:
+        """Documents that were read and are not kept, written out with the reason of each."""
+        self.label[index] = 0
+        sizes = self.sizes[index].tolist()
+        starts = (self.documents[index]["end"].astype(np.int64) - self.sizes[index]).tolist()
+        rows = []
+        for start, size, name, reason in zip(starts, sizes, self._names(index), reasons):
+            self.duplicates[reason.code] += 1
+            self.text_file.seek(start)
+            rows.append(_rejection(name, reason, self.text_file.read(min(size, 320)).decode("utf-8", "ignore")))
+        self.rejected_file.write(b"".join(rows))
 
-    def _name(self, i: int) -> str:
-        row = self.documents[i]
-        return shown(self.items[row["item"]].name, UNITS[row["unit"]], int(row["place"]))
+    def _names(self, index: NDArray[Any]) -> list[str]:
+        rows = self.documents[index]
+        facts = zip(rows["item"].tolist(), rows["unit"].tolist(), rows["place"].tolist())
+        return [shown(self.items[item].name, UNITS[unit], place) for item, unit, place in facts]
 
     @functools.cached_property
     def text_file(self) -> IO[bytes]:
@@ -514,8 +548,11 @@ class _SecondPass:
     @functools.cached_property
     def order(self) -> NDArray[np.uint64]:
         """[n] what documents are shuffled by: follows from the seed and their content, whatever the order of files."""
-        seed = cleaning._mixed(np.array([self.config.split.seed * 2 + 1], dtype=np.uint64))
-        return cleaning._mixed(self.documents["digest"][:, 0] ^ seed)
+        seed = cleaning.mixed(np.array([self.config.split.seed * 2 + 1], dtype=np.uint64))
+        made = np.empty(self.n, dtype=np.uint64)
+        for at in range(0, self.n, 2**16):
+            made[at : at + 2**16] = cleaning.mixed(self.documents[at : at + 2**16]["digest"][:, 0] ^ seed)
+        return made
 
     def _of_part(self, number: int) -> NDArray[np.int64]:
         """The documents of one source that are still in, in shuffled order."""
@@ -574,7 +611,7 @@ class _SecondPass:
         unit = clusters.roots()
         self._leaked(unit, self.label > 1, self.label == 1)
         rest = np.flatnonzero(self.label == 1)
-        alone = self.documents["piece"][rest]
+        alone = self.documents.column("piece")[rest]
         count = int((~alone).sum()) + len(np.unique(self.item[rest[alone]]))
         few = split.by == "record" and count < 10 and bool(shares)
         if few:
@@ -601,7 +638,7 @@ class _SecondPass:
 
     def _tie_groups(self, clusters: cleaning.Clusters) -> None:
         def key(of: slice) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-            return np.ascontiguousarray(self.documents["group"][of]), self.label[of] > 0
+            return np.ascontiguousarray(self.documents[of]["group"]), self.label[of] > 0
 
         for members, first in cleaning.equal_groups(self.n, key):
             clusters.join(members, first)
@@ -611,8 +648,10 @@ class _SecondPass:
         marked = np.zeros(self.n, dtype=bool)
         marked[unit[held]] = True
         copies = np.flatnonzero(inside & marked[unit])
-        for i in copies:
-            self._leave_out(int(i), Reason("held out", "a copy of it, or one of its group, is held out", "它的副本或同组文档在留出集中"))
+        reason = Reason("held out", "a copy of it, or one of its group, is held out", "它的副本或同组文档在留出集中")
+        for at in range(0, len(copies), 2**14):
+            some = copies[at : at + 2**14]
+            self._leave_out(some, [reason] * len(some))
         if len(copies):
             self.notes.append(
                 (
@@ -647,7 +686,7 @@ class _SecondPass:
 
     def _boundary(self, document: int, inner: int) -> int:
         """The byte, at most `inner`, at which a character of a document begins."""
-        start = int(self.documents["end"][document]) - int(self.sizes[document])
+        start = int(self.documents[document]["end"]) - int(self.sizes[document])
         back = min(inner, 4)
         self.text_file.seek(start + inner - back)
         near = self.text_file.read(back + 1)
@@ -748,13 +787,13 @@ def _write(made: _SecondPass) -> None:
     label = made.label[raw]
     records = np.zeros(len(raw), dtype=RECORD)
     for name in ("place", "item", "unit", "language"):
-        records[name] = documents[name][raw]
-    pieces = documents["piece"][raw]
+        records[name] = documents.column(name)[raw]
+    pieces = documents.column("piece")[raw]
     records["continues"][1:] = (source[1:] == source[:-1]) | (
         pieces[1:] & pieces[:-1] & (records["item"][1:] == records["item"][:-1]) & (records["place"][1:] == records["place"][:-1] + 1)
     )
-    characters = documents["characters"][raw].astype(np.int64)
-    digests = np.array(documents["digest"][raw])
+    characters = documents.column("characters")[raw].astype(np.int64)
+    digests = documents.column("digest")[raw]
     with open(folder / text, "rb") as file:
         for at, of in cuts:
             behind = int(np.searchsorted(offsets, at))
@@ -801,9 +840,10 @@ def _copy_kept(made: _SecondPass, path: Path) -> None:
     """The kept documents' bytes, a run of neighbours at once."""
     inside = np.diff((made.label > 0).astype(np.int8), prepend=0, append=0)
     starts, stops = np.flatnonzero(inside == 1), np.flatnonzero(inside == -1)
+    ends = made.documents.column("end").astype(np.int64)
     with open(path, "wb") as target:
         for k, (start, stop) in enumerate(zip(starts, stops)):
-            at, end = int(made.documents["end"][start]) - int(made.sizes[start]), int(made.documents["end"][stop - 1])
+            at, end = int(ends[start] - made.sizes[start]), int(ends[stop - 1])
             made.text_file.seek(at)
             while at < end:
                 at += target.write(made.text_file.read(min(2**22, end - at)))

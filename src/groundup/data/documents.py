@@ -1080,7 +1080,6 @@ def _parsed(plain: Plain) -> Iterator[Any]:
 
 def _table(item: Item, config: Data, start: int) -> Iterator[Found]:
     """CSV and TSV. The text column is the one asked for, one with a known name, or the only one that is not numbers."""
-    csv.field_size_limit(max(LONGEST, csv.field_size_limit()))
     with open_item(item) as stream:
         plain = _plain(stream, config)
         bad: list[Found] = []
@@ -1111,7 +1110,8 @@ def _table(item: Item, config: Data, start: int) -> Iterator[Found]:
         count, begun = 0, False
         while True:
             try:
-                row = next(reader)
+                with _long_cells():
+                    row = next(reader)
             except StopIteration:
                 row = None
             except csv.Error as error:
@@ -1142,6 +1142,16 @@ def _table(item: Item, config: Data, start: int) -> Iterator[Found]:
             count += 1
 
 
+@contextlib.contextmanager
+def _long_cells() -> Iterator[None]:
+    """The csv module's limit is one for the whole process: it is put back."""
+    before = csv.field_size_limit(LONGEST)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
 def delimiter_of(name: str, line: str) -> str:
     if name.lower().removesuffix(".gz").removesuffix(".zst").endswith(".tsv"):
         return "\t"
@@ -1151,7 +1161,7 @@ def delimiter_of(name: str, line: str) -> str:
 def _header(lines: list[str], delimiter: str) -> tuple[list[str], list[list[str]]]:
     """The cells of the first row, and some rows below it."""
     rows: list[list[str]] = []
-    with contextlib.suppress(csv.Error):
+    with contextlib.suppress(csv.Error), _long_cells():
         for row in csv.reader(lines, delimiter=delimiter):
             if any(cell.strip() for cell in row):
                 rows.append([cell.strip() for cell in row])

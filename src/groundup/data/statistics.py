@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,18 @@ def problems(prepared: Prepared, *, classification: bool) -> list[dict[str, Any]
         records = records or []
         found.append({"severity": severity, "message": en, "message_zh": zh, "records": records, "records_zh": records_zh or records})
 
+    if dataset.kind == "text":
+        corpus = dataset.inputs
+        for reason, count in corpus.statistics["rejected"].items():
+            with corpus.rejected.open(encoding="utf-8") as file:
+                listed = [r for line in file if (r := json.loads(line))["reason"].startswith(reason)][:100]
+            add(
+                "info" if "duplicate" in reason else "warning",
+                f"{count} documents left out: {reason}",
+                f"移除了 {count} 篇文档：{listed[0]['reason_zh'] if listed else reason}",
+                [r["record"] for r in listed],
+            )
+        return found
     if dataset.rejected:
         add(
             "error" if prepared.config.on_bad_record == "stop" else "warning",

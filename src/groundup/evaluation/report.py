@@ -17,7 +17,7 @@ from groundup.core.run import RunFolder, read_rows
 from groundup.evaluation import page, plots, timeline
 from groundup.evaluation.page import code, esc, interval, number, yes_no
 
-LOWER_IS_BETTER = ("loss", "mse", "rmse", "mae", "perplexity")
+LOWER_IS_BETTER = ("loss", "mse", "rmse", "mae", "perplexity", "bits_per_byte")
 MANY = 20  # longer tables are folded away, with the rows that matter above
 
 Section = tuple[str, str]  # heading, HTML

@@ -167,6 +167,8 @@ class Decoder(LanguageModel):
         checkpointing: activations of a layer are computed again in the backward pass instead of kept.
     """
 
+    frequency: Tensor
+
     def __init__(
         self,
         input_shape: tuple[int, ...],

@@ -162,7 +162,8 @@ class _Dense:
             return _Matrix(weight.detach(), torch.cat([m.bias for m in linears]).detach() if biased else None, rows, precision)
 
         self.layers = []
-        for layer in model.model.layers:
+        stack: Any = model.model.layers
+        for layer in stack:
             a, m = layer.self_attn, layer.mlp
             self.layers.append(
                 _LayerPlan(

@@ -120,7 +120,7 @@ class GPT2(LanguageModel):
         positions = cache.lengths[:, None] + at if cache is not None else at if documents is None else positions_of(documents)
         h = self.drop(self.transformer["wte"](x) + self.transformer["wpe"](positions))
         may = allowed(documents, x.shape[1], None, x.device) if cache is None else None
-        for i, block in enumerate(self.transformer["h"]):  # type: ignore[arg-type]
+        for i, block in enumerate(self.transformer["h"]):  # type: ignore[arg-type,var-annotated]
             h = block(h, may, self.attention_path, cache, i)
         if cache is not None:
             cache.advance(x.shape[1])
@@ -139,7 +139,7 @@ class GPT2(LanguageModel):
 
     def layer_groups(self) -> dict[str, list[nn.Module]]:
         t = self.transformer
-        blocks = {f"layer{i}": [block] for i, block in enumerate(t["h"])}  # type: ignore[arg-type]
+        blocks = {f"layer{i}": [block] for i, block in enumerate(t["h"])}  # type: ignore[arg-type,var-annotated]
         return {"embedding": [t["wte"], t["wpe"]], **blocks, "head": [t["ln_f"]]}
 
     def flops_per_token(self, length: int) -> float:

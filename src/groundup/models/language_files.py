@@ -49,6 +49,7 @@ def read_config(config: dict[str, Any]) -> tuple[str, dict[str, Any], int, int]:
     """
     family = config.get("model_type")
     if family == "gpt2":
+        plain: Any
         for key, plain in (("activation_function", "gelu_new"), ("scale_attn_by_inverse_layer_idx", False), ("scale_attn_weights", True)):
             _only(config, key, plain)
         arguments = {

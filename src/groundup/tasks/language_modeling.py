@@ -174,7 +174,7 @@ class LanguageModeling(Task):
         found = self.facts
         against = f"; GPT-2's 50,257 tokens: {found['bytes_per_token_gpt2']:.2f}" if "bytes_per_token_gpt2" in found else ""
         against_zh = f"；GPT-2 的 50257 个词元：{found['bytes_per_token_gpt2']:.2f}" if against else ""
-        kind = self.wanted if self.wanted in ("bpe", "char") else Path(self.wanted).name
+        kind = self.wanted if self.wanted in ("bpe", "char") else f"from {self.wanted}"
         return [
             (
                 "tokenizer",
@@ -202,7 +202,7 @@ class LanguageModeling(Task):
         self.tokenizer.save(folder, self.context)
 
     def read_files(self, folder: Path) -> None:
-        self.tokenizer = open_tokenizer(str(folder))
+        self.tokenizer, self.wanted = open_tokenizer(str(folder)), str(folder)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
