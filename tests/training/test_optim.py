@@ -5,6 +5,7 @@ from torch import nn
 from groundup.core.errors import RecipeError
 from groundup.core.recipe import Optim
 from groundup.models.base import build_model
+from groundup.training.muon import Muon
 from groundup.training.optim import build_optimizers, masked_step, set_learning_rate
 
 
@@ -43,7 +44,7 @@ def test_weight_decay_spares_biases_and_norms():
 def test_muon_takes_hidden_matrices_and_adamw_the_rest():
     net = model()
     muon, adamw = build_optimizers(net, Optim(name="muon"), "cpu")
-    assert isinstance(muon, torch.optim.Muon) and isinstance(adamw, torch.optim.AdamW)
+    assert isinstance(muon, Muon) and isinstance(adamw, torch.optim.AdamW)
     assert [p is net.fc1.weight for g in muon.param_groups for p in g["params"]] == [True]
     rest = {id(p) for g in adamw.param_groups for p in g["params"]}
     assert rest == {id(p) for p in net.parameters()} - {id(net.fc1.weight)}
