@@ -58,6 +58,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def exists(path: Path) -> bool:
+    """Whether something is there; a text that cannot be a path (too long, a zero byte) is not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def process_lives(pid: int) -> bool:
     """Whether a process of this machine has this id (a recycled id counts: then a leftover is swept a start later)."""
     if os.name == "nt":

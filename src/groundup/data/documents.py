@@ -150,7 +150,7 @@ def open_parts(config: Data) -> list[Part]:
 def split_spec(spec: str) -> tuple[str, int | None]:
     """A SPEC without its '#500', and the 500. Raises DataError for '#0'."""
     match = re.fullmatch(r"(.+)#([0-9]+)", spec, re.DOTALL)
-    if not match or _exists(Path(spec).expanduser()):
+    if not match or files.exists(Path(spec).expanduser()):
         return spec, None
     if int(match[2]) == 0:
         raise DataError("{spec} asks for no records", "{spec} 要求 0 条记录", spec=spec)
@@ -173,13 +173,6 @@ def _part(spec: str, config: Data) -> Part:
     return part
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
-
-
 def _open(spec: str, config: Data) -> Part:
     if spec.startswith("hub:"):
         return _hub(spec.removeprefix("hub:"), config)
@@ -197,7 +190,7 @@ def _open(spec: str, config: Data) -> Part:
                 fix="groundup data show stdlib   is one that is built in",
             )
         return _of_source(source)
-    if _exists(path):
+    if files.exists(path):
         return _of_path(path)
     if (inside := _inside_archive(path)) is not None:
         return inside

@@ -40,7 +40,7 @@ def open_source(config: Data) -> Dataset:
 
 def _sampled(spec: str, config: Data, classes: list[str] | None = None) -> Dataset:
     match = re.fullmatch(r"(.+)#([0-9]+)", spec)
-    if match and _there(Path(spec).expanduser()):  # a folder may be called 'photos#2'
+    if match and files.exists(Path(spec).expanduser()):  # a folder may be called 'photos#2'
         match = None
     dataset = _open_one(match[1] if match else spec, config)
     if classes is not None:
@@ -52,13 +52,6 @@ def _sampled(spec: str, config: Data, classes: list[str] | None = None) -> Datas
             raise DataError("{spec} asks for no records", "{spec} 要求 0 条记录", spec=spec)
         dataset = dataset.select(np.sort(hashed_order(dataset.digests, config.split.seed)[:count]))
     return _resized(dataset, config) if dataset.kind == "image" else dataset
-
-
-def _there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
 
 
 def _resized(dataset: Dataset, config: Data) -> Dataset:
@@ -86,7 +79,7 @@ def _open_one(spec: str, config: Data) -> Dataset:
     path = Path(spec).expanduser()
     if spec in DATASETS.names():  # a name wins over a folder of the same name: ./digits is still reached as ./digits
         return DATASETS.get(spec).target()  # type: ignore[no-any-return]
-    if _there(path):
+    if files.exists(path):
         return _from_path(path, config)
     matched = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))] if any(c in spec for c in "*?[") else []
     if matched:
