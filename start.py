@@ -235,7 +235,7 @@ def run_demo():
 
 def run_checks(pytest_arguments):
     """ruff, mypy, pytest. Nothing is printed after pytest: its own closing line is the last."""
-    for tool in (["ruff", "check", "."], ["mypy"], ["pytest"] + pytest_arguments):
+    for tool in (["ruff", "check", "."], ["mypy"], ["pytest", "-n", "auto", "--maxprocesses", "8", "--dist", "worksteal"] + pytest_arguments):
         command = [installing.venv_python(VENV), "-m"] + tool
         print("\n$ " + typed(command), flush=True)
         began = time.time()

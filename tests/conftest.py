@@ -1,7 +1,10 @@
 """Every test runs in its own folder, in English, with its own cache, and leaves torch's global settings as it found them."""
 
+import os
 import random
 from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # these models are too small to share between cores, and several test processes share the cores anyway
 
 import numpy as np
 import pytest
@@ -21,7 +24,6 @@ def isolated(tmp_path, monkeypatch, cache_folder):
     monkeypatch.setenv("GROUNDUP_CACHE", str(cache_folder))
     monkeypatch.setenv("GROUNDUP_LANG", "en")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # for what tests start: these models are too small to share between cores
     monkeypatch.delenv("GROUNDUP_DATA", raising=False)
     messages.set_language(None)
     console.configure()

@@ -157,6 +157,9 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(ModelError, match="cannot be read"):
         modelfolder.load(tmp_path / "m")
     (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ModelError, match="does not say num_hidden_layers"):
+        modelfolder.load(tmp_path / "m")
+    (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ModelError, match="cannot be opened as an image classifier"):
         modelfolder.load(tmp_path / "m")
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))

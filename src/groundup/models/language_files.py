@@ -45,8 +45,20 @@ def read_config(config: dict[str, Any]) -> tuple[str, dict[str, Any], int, int]:
     """transformers' config -> (our architecture, its arguments, context, vocabulary).
 
     Raises:
-        ModelError: a setting that our architectures do not have.
+        ModelError: a setting that is missing, or that our architectures do not have.
     """
+    try:
+        return _read_config(config)
+    except KeyError as missing:
+        raise ModelError(
+            "config.json of a '{family}' model does not say {key}",
+            "config.json（'{family}' 模型）缺少 {key}",
+            family=config.get("model_type"),
+            key=missing.args[0],
+        ) from missing
+
+
+def _read_config(config: dict[str, Any]) -> tuple[str, dict[str, Any], int, int]:
     family = config.get("model_type")
     if family == "gpt2":
         plain: Any
