@@ -1,13 +1,28 @@
 """Tokenizers give back every text; token streams lose nothing, mix nothing, and continue where they were interrupted."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import Regex, models, pre_tokenizers, trainers
 
 from groundup.core.errors import DataError, ModelError
 from groundup.data import tokens as module
-from groundup.data.tokenizers import END, open_tokenizer, pieces, train_bpe, train_characters, vocabulary_for
+from groundup.data.tokenizers import (
+    END,
+    GPT2_WORDS,
+    LLAMA3_WORDS,
+    QWEN_WORDS,
+    WORDS,
+    Tokenizer,
+    open_tokenizer,
+    pieces,
+    train_bpe,
+    train_characters,
+    vocabulary_for,
+)
 from groundup.data.tokens import IGNORED, tokenize
 
 TEXTS = ["def f(x):\n    return x + 1\n" * 30, "The quick brown fox. 床前明月光，疑是地上霜。\r\n\t12345 67", "", "a"]
@@ -77,6 +92,25 @@ def test_vocabularies_fit_the_text():
         train_bpe(TEXTS, 100)
 
 
+@pytest.mark.parametrize("pattern", [WORDS, GPT2_WORDS, LLAMA3_WORDS, QWEN_WORDS], ids=["ours", "gpt2", "llama3", "qwen"])
+def test_words_looked_up_are_what_the_library_encodes(pattern, monkeypatch):
+    core = tokenizers.Tokenizer(models.BPE())
+    spelled = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern == GPT2_WORDS)
+    core.pre_tokenizer = spelled if pattern == GPT2_WORDS else pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), spelled])
+    code = Path(tokenizers.__file__).read_text(encoding="utf-8")
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator([code, *TEXTS], trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, special_tokens=[END], show_progress=False))
+    made = Tokenizer(core, {"eos_token": END})
+    assert made._words is not None
+    monkeypatch.setattr(made._words, "LIMIT", 3000)  # the table is emptied on the way
+    rng = random.Random(0)
+    letters = "aZ'sS90 \n\r\t\x0b\x0c.,!-=()_\x1c\x1f\x7f\x00  lLvVrReEdDmMtT<|>é中"
+    for _ in range(20):
+        texts = [code, END, *TEXTS, *("".join(rng.choices(letters, k=rng.randint(0, 30))) for _ in range(300))]
+        assert [ids.tolist() for ids in made.encode_batch(texts)] == [e.ids for e in core.encode_batch(texts, add_special_tokens=False)]
+    assert [p for p, _ in pre_tokenizers.Split(Regex(WORDS), "isolated").pre_tokenize_str("x 1234567")] == ["x", " ", "123", "456", "7"]
+
+
 def test_gpt2_is_opened_from_its_two_files(shared_data):
     gpt2 = open_tokenizer(str(shared_data / "tokenizers" / "gpt2"))
     assert gpt2.encode("Hello world") == [15496, 995] and gpt2.end == 50256 == gpt2.begin and len(gpt2) == 50257
@@ -129,6 +163,17 @@ def test_windows_hold_every_token_once_and_targets_stay_in_their_document(shared
                         assert targets[w, t] == IGNORED
             assert [found[at] for at in range(s.inputs)] == [(a, b) for a, b, _ in expected]
     assert s.supervised == sum(b != IGNORED for _, b, _ in expected)
+
+
+def test_texts_that_go_on_are_one_document():
+    tokenizer = both()["char"]
+    texts, going_on = ["abc", "def", "ghi", "jkl"], np.array([False, True, False, True])
+    for shared in (True, False):
+        if not shared:
+            tokenizer.begin = tokenizer.core.token_to_id("<|im_start|>")
+        whole = stream(["abcdef", "ghijkl"], tokenizer, f"whole-{shared}")
+        parts = stream(texts, tokenizer, f"parts-{shared}", going_on=going_on)
+        assert parts.tokens.tolist() == whole.tokens.tolist() and parts.starts.tolist() == whole.starts.tolist()
 
 
 def test_an_interrupted_stream_continues(monkeypatch):

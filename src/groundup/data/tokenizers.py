@@ -7,13 +7,17 @@ that looks like a special token ("<|endoftext|>") stays text.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from groundup.core import files
@@ -27,9 +31,57 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 # Where words begin: a word takes the space before it along, numbers are cut into at most three digits, line ends stand apart from what follows.
-WORDS = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+WORDS = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN_WORDS = LLAMA3_WORDS.replace("{1,3}", "")
+LINES = re.compile(r"(?<=\n)(?=\S)")
 TRAINED_ON = 200_000_000  # bytes of text that a tokenizer is trained on at most: more changes its merges very little
 PIECE = 200_000  # characters: longer texts are cut at line ends before they are encoded, so that memory does not grow with them
+
+
+class _Words:
+    """The tokens of the words met so far. Most of a text repeats words, and looking one up is many times quicker than merging its bytes anew.
+
+    Args:
+        pattern: how words are divided; one of those above, whose words come out alike alone and in their text. For ASCII only, where
+            Python's `re` divides as the library does.
+    """
+
+    LIMIT = 500_000  # words kept; then all are forgotten
+
+    def __init__(self, core: tokenizers.Tokenizer, pattern: str) -> None:
+        plain = pattern.replace(r"\p{L}\p{N}", "A-Za-z0-9").replace(r"\p{L}", "[A-Za-z]").replace(r"\p{N}", "[0-9]")
+        self.core, self.divide, self.table = core, re.compile(plain, re.ASCII).findall, dict[str, bytes]()
+        self.cuts = pattern != GPT2_WORDS
+
+    def parts(self, text: str) -> list[str]:
+        """A text cut into parts that are ASCII and parts that are not, where a line begins with more than space: no word goes across, and (but for
+        GPT-2's pattern, where it depends on what follows) none before it changes."""
+        if text.isascii() or not self.cuts:
+            return [text]
+        return ["".join(lines) for _, lines in itertools.groupby(LINES.split(text), str.isascii)]
+
+    def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        words = [self.divide(text) for text in texts]
+        found = [self._looked_up(part) for part in words]
+        new = {word for part, bytes_ in zip(words, found) if bytes_ is None for word in part} - self.table.keys()
+        if len(self.table) + len(new) > self.LIMIT:
+            self.table.clear()
+            new = {word for part, bytes_ in zip(words, found) if bytes_ is None for word in part}
+        for word, tokens in zip(new, self.core.encode_batch_fast(list(new), add_special_tokens=False)):
+            self.table[word] = np.array(tokens.ids, dtype=np.uint32).tobytes()
+        whole = (self._looked_up(part) if bytes_ is None else bytes_ for part, bytes_ in zip(words, found))
+        return [np.frombuffer(bytes_, dtype=np.uint32) for bytes_ in whole if bytes_ is not None]
+
+    def _looked_up(self, words: list[str]) -> bytes | None:
+        """The tokens of these words one after the other; None where one is new."""
+        try:
+            return b"".join(map(self.table.__getitem__, words))
+        except KeyError:
+            return None
 
 
 class Tokenizer:
@@ -49,6 +101,8 @@ class Tokenizer:
         eos, bos, pad = (self._special(name) for name in ("eos_token", "bos_token", "pad_token"))
         self.end, self.pad = eos, pad
         self.begin = bos if bos is not None else eos
+        pattern = _words_of(json.loads(core.to_str()))
+        self._words = None if pattern is None else _Words(core, pattern)
 
     def _special(self, name: str) -> int | None:
         value = self.settings.get(name)
@@ -65,11 +119,19 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, no special ones added."""
-        return [t for ids in self.encode_batch(list(pieces(text))) for t in ids]
+        return [t for ids in self.encode_batch(list(pieces(text))) for t in ids.tolist()]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """The tokens of several texts (none longer than PIECE), on all cores."""
-        return [e.ids for e in self.core.encode_batch_fast(list(texts), add_special_tokens=False)]
+        words = self._words
+        if words is None:
+            return [np.array(e.ids, dtype=np.uint32) for e in self.core.encode_batch_fast(list(texts), add_special_tokens=False)]
+        parts = [words.parts(text) for text in texts]
+        flat = [part for of in parts for part in of]
+        quick = iter(words.encode([part for part in flat if part.isascii()]))
+        slow = iter(self.core.encode_batch_fast([part for part in flat if not part.isascii()], add_special_tokens=False))
+        found = (next(quick) if part.isascii() else np.array(next(slow).ids, dtype=np.uint32) for part in flat)
+        return [np.concatenate([next(found) for _ in of]) for of in parts]
 
     def encode_prompt(self, text: str) -> list[int]:
         """What a model is given to go on from: the begin of a document, then the text."""
@@ -145,6 +207,23 @@ def pieces(text: str, size: int = PIECE) -> Iterator[str]:
         start = cut
     if start < len(text) or not text:
         yield text[start:]
+
+
+def _words_of(facts: dict[str, Any]) -> str | None:
+    """The pattern by which a byte-level BPE divides ASCII text into words, where it is one of those we know and does nothing else to the text."""
+    steps, normal = facts["pre_tokenizer"] or {}, facts["normalizer"] or {"type": "NFC"}
+    steps = steps.get("pretokenizers", [steps])
+    bytes_ = steps[-1]
+    plain = bytes_.get("type") == "ByteLevel" and not bytes_["add_prefix_space"] and normal["type"] == "NFC" and facts["model"]["type"] == "BPE"
+    if not plain or facts["model"].get("dropout") or any(not token["special"] for token in facts["added_tokens"]):
+        return None
+    if len(steps) == 1:
+        return GPT2_WORDS if bytes_["use_regex"] else None
+    split = steps[0]
+    if len(steps) > 2 or bytes_["use_regex"] or split["type"] != "Split" or split["behavior"] != "Isolated" or split["invert"]:
+        return None
+    pattern = split["pattern"].get("Regex")
+    return pattern if pattern in (WORDS, LLAMA3_WORDS, QWEN_WORDS) else None
 
 
 def _settings(extra: dict[str, Any]) -> dict[str, Any]:

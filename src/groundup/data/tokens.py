@@ -95,6 +95,7 @@ def tokenize(
     tokenizer: Tokenizer,
     key: str,
     progress: Callable[[str, float], None] | None = None,
+    going_on: NDArray[np.bool_] | None = None,
 ) -> TokenStream:
     """The stream of a split, from the cache or made now. What an interrupted call has finished is kept.
 
@@ -102,6 +103,7 @@ def tokenize(
         texts: from document number k of the split on, their texts.
         documents, size: how many, and their UTF-8 bytes.
         key: names the stream in the cache: it must change with the text and with the tokenizer.
+        going_on: bool [documents], texts that go on where the one before ends: both are one document of the stream.
 
     Raises:
         DataError: the disk is full.
@@ -111,7 +113,7 @@ def tokenize(
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     if not done.is_file():
         try:
-            _write(texts, documents, tokenizer, folder, dtype, progress)
+            _write(texts, documents, tokenizer, folder, dtype, progress, going_on)
         except OSError as error:
             free = shutil.disk_usage(folder if folder.exists() else cache.cache_folder().parent).free
             raise DataError(
@@ -135,26 +137,33 @@ def _write(
     folder: Path,
     dtype: Any,
     progress: Callable[[str, float], None] | None,
+    going_on: NDArray[np.bool_] | None,
 ) -> None:
     """Appends document after document; `progress.json` says up to where all files are whole, and a later call cuts them off there."""
     folder.mkdir(parents=True, exist_ok=True)
-    at = {"documents": 0, "tokens": 0}
+    at = {"documents": 0, "tokens": 0, "starts": 0}
     with contextlib.suppress(OSError, ValueError):
         at = files.read_json(folder / "progress.json")
     shared = tokenizer.begin is not None and tokenizer.begin == tokenizer.end
-    ending = [] if shared or tokenizer.end is None else [tokenizer.end]
+    ending = [] if tokenizer.end is None else [tokenizer.end]
     beginning = [] if tokenizer.begin is None else [tokenizer.begin]
+    between = np.array(beginning if shared else [*ending, *beginning], dtype=np.uint32)
     with open(folder / "tokens.bin", "ab") as tokens, open(folder / "starts.bin", "ab") as starts:
         tokens.truncate(at["tokens"] * np.dtype(dtype).itemsize)
-        starts.truncate(at["documents"] * 8)
+        starts.truncate(at["starts"] * 8)
         told = saved = time.monotonic()
         for group in _groups(texts(at["documents"])):
             parts = [list(pieces(text)) for text in group]
             encoded = iter(tokenizer.encode_batch([p for part in parts for p in part]))
             for part in parts:
-                ids = [*beginning, *(t for _ in part for t in next(encoded)), *ending]
-                starts.write(np.int64(at["tokens"]).tobytes())
-                tokens.write(np.array(ids, dtype=dtype).tobytes())
+                if going_on is None or not going_on[at["documents"]]:
+                    before = between if at["documents"] else np.array(beginning, dtype=np.uint32)
+                    starts.write(np.int64(at["tokens"] + len(before) - len(beginning)).tobytes())
+                    at["starts"] += 1
+                else:
+                    before = between[:0]
+                ids = np.concatenate([before, *(next(encoded) for _ in part)])
+                tokens.write(ids.astype(dtype).tobytes())
                 at["documents"] += 1
                 at["tokens"] += len(ids)
             now = time.monotonic()
@@ -167,8 +176,7 @@ def _write(
                     os.fsync(file.fileno())
                 files.write_text(folder / "progress.json", json.dumps(at))
                 saved = now
-        if shared and tokenizer.end is not None:
-            tokens.write(np.array([tokenizer.end], dtype=dtype).tobytes())
+        tokens.write(np.array(ending, dtype=dtype).tobytes())
         for file in (tokens, starts):
             file.flush()
             os.fsync(file.fileno())

@@ -22,14 +22,14 @@ from groundup.core.registry import TASKS, Card
 from groundup.data import cache
 from groundup.data.dataset import Dataset
 from groundup.data.order import CounterRandom
-from groundup.data.tokenizers import Tokenizer, gpt2_for_comparison, open_tokenizer, train_bpe, train_characters, vocabulary_for
+from groundup.data.tokenizers import WORDS, Tokenizer, gpt2_for_comparison, open_tokenizer, pieces, train_bpe, train_characters, vocabulary_for
 from groundup.data.tokens import IGNORED, TokenStream, tokenize
 from groundup.metrics import LanguageMetrics, MetricSet
 from groundup.models.language import LanguageModel
 from groundup.tasks.base import Batch, Encoded, Loss, Task
 from groundup.tasks.token_loss import token_loss, token_scores
 
-COMPARED = 5_000_000  # bytes of text on which tokenizers are compared
+COMPARED = 1_000_000  # characters of text on which tokenizers are compared
 
 
 @dataclass
@@ -126,7 +126,7 @@ class LanguageModeling(Task):
         corpus = dataset.inputs
         size = corpus.bytes_of("train")
         wanted = vocabulary_for(size) if self.vocabulary == "auto" else int(self.vocabulary)
-        which = hashlib.sha256(repr((dataset.fingerprint, train.tobytes(), self.wanted, wanted, cache.VERSION)).encode()).hexdigest()[:32]
+        which = hashlib.sha256(repr((dataset.fingerprint, train.tobytes(), self.wanted, wanted, WORDS, cache.VERSION)).encode()).hexdigest()[:32]
         folder = cache.cache_folder() / f"v{cache.VERSION}" / "tokenizers" / which
         if (folder / "tokenizer_config.json").is_file():
             return open_tokenizer(str(folder))
@@ -154,19 +154,20 @@ class LanguageModeling(Task):
     def _compared(self, texts: Any) -> dict[str, Any]:
         """Bytes per token on the training text, and GPT-2's on the same text where its tokenizer is on this machine."""
         assert self.tokenizer is not None
-        sample, size = [], 0
-        for text in texts:
-            sample.append(text[: COMPARED - size])
-            size += len(sample[-1])
-            if size >= COMPARED:
+        sample: list[str] = []
+        left = COMPARED
+        for piece in (p for text in texts for p in pieces(text)):
+            sample.append(piece[:left])
+            left -= len(piece)
+            if left <= 0:
                 break
         size = sum(len(t.encode()) for t in sample)
         facts: dict[str, Any] = {
             "vocabulary": len(self.tokenizer),
-            "bytes_per_token": size / max(1, sum(len(self.tokenizer.encode(t)) for t in sample)),
+            "bytes_per_token": size / max(1, sum(map(len, self.tokenizer.encode_batch(sample)))),
         }
         if (gpt2 := gpt2_for_comparison()) is not None:
-            facts["bytes_per_token_gpt2"] = size / max(1, sum(len(gpt2.encode(t)) for t in sample))
+            facts["bytes_per_token_gpt2"] = size / max(1, sum(map(len, gpt2.encode_batch(sample))))
         return facts
 
     def decisions(self) -> list[tuple[str, Any, str, str]]:
@@ -230,14 +231,18 @@ class LanguageModeling(Task):
         ).hexdigest()[:40]
         offsets = corpus.offsets
         size = int((offsets[index + 1] - offsets[index]).sum())
+        going_on = corpus.continues[index]
+        going_on[:1] = False
+        going_on[1:] &= index[1:] == index[:-1] + 1
+        begins = index[~going_on]
         with console.progress() as told:
-            stream = tokenize(lambda k: corpus.texts(index[k:]), len(index), size, self.tokenizer, key, told)
+            stream = tokenize(lambda k: corpus.texts(index[k:]), len(index), size, self.tokenizer, key, told, going_on)
         if stream.inputs == 0:
             raise DataError("{name}: a split of the text holds no tokens", "{name}：文本的一个划分中没有词元", name=dataset.name)
         nothing = torch.zeros(0, device=device)
 
         def describe(i: int) -> str:
-            return stream.describe(i, self.context, lambda k: corpus.describe(int(index[k])))
+            return stream.describe(i, self.context, lambda k: corpus.describe(int(begins[k])))
 
         return EncodedText(nothing, nothing, describe, stream, self.context, device)
 

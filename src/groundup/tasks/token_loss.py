@@ -44,16 +44,17 @@ class _TokenLoss(torch.autograd.Function):
             logits = (h @ w.t()).float()
             if softcap is not None:
                 logits.div_(softcap).tanh_().mul_(softcap)
-            right = logits.gather(1, target)
-            log_z = torch.logsumexp(logits, 1, keepdim=True)
-            total += (log_z - right).sum()
-            if z_loss:
+            log_p = torch.log_softmax(logits, 1)
+            right = log_p.gather(1, target)
+            total -= right.sum()
+            log_z = logits[:, :1] - log_p[:, :1] if z_loss else None
+            if log_z is not None:
                 total += z_loss * log_z.square().sum()
             if for_hidden is None:
                 continue
             capped = 1 - (logits / softcap).square() if softcap is not None else None
-            grad = logits.sub_(log_z).exp_()
-            if z_loss:
+            grad = log_p.exp_()
+            if log_z is not None:
                 grad.mul_(1 + 2 * z_loss * log_z)
             grad.scatter_add_(1, target, torch.full_like(right, -1.0))
             if capped is not None:
