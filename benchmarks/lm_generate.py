@@ -30,6 +30,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 
 from groundup import modelfolder
+from groundup.data.tokenizers import train_characters
 from groundup.models import generation
 from groundup.models.generation import Sampling
 
@@ -65,6 +66,7 @@ def made(size: str, folder: Path) -> Any:
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     model.save_pretrained(folder)
+    train_characters(["a folder of a language model has a tokenizer"]).save(folder, 512)
     return model
 
 

@@ -84,8 +84,8 @@ def nanogpt(folder: Path, train: torch.Tensor, validation: Validation, vocabular
 class UntilLoss(Base):
     """Times the steps, and measures the model between them with the clock stopped."""
 
-    def __init__(self, validation: Validation, every: int, target: float, stop: StopRequest) -> None:
-        self.validation, self.every, self.target, self.stop = validation, every, target, stop
+    def __init__(self, validation: Validation, target: float | None) -> None:
+        self.validation, self.target = validation, target
         self.seconds, self.reached, self.loss = 0.0, None, math.nan
 
     def begin(self, state: Any, plan: Any) -> None:
@@ -93,16 +93,17 @@ class UntilLoss(Base):
 
     def after_step(self, state: Any, report: Any) -> None:
         self.seconds += time.perf_counter() - self.began
-        if report.step == state.total or (self.reached is None and report.step % self.every == 0 and report.step * 2 >= state.total):
+        sought = self.target is not None and self.reached is None and report.step % 5 == 0 and report.step * 2 >= state.total
+        if sought or report.step == state.total:
             state.model.eval()
             self.loss = self.validation.loss(state.model)
             state.model.train()
-            if self.loss <= self.target and self.reached is None:
+            if self.target is not None and self.reached is None and self.loss <= self.target:
                 self.reached = self.seconds
         self.began = time.perf_counter()
 
 
-def ours(text: Path, validation: Validation | None, seed: int, steps: int | None, target: float, folder: Path) -> dict[str, Any]:
+def ours(text: Path, validation: Validation | None, seed: int, steps: int | None, target: float | None, folder: Path) -> dict[str, Any]:
     """The shipped recipe; without `validation` the tokens of both splits, and nothing is trained."""
     changes: dict[str, Any] = {"data.source": str(text), "train.seed": seed, "watch.tensorboard": False, "task.sample_tokens": 1}
     if steps is not None:
@@ -114,7 +115,7 @@ def ours(text: Path, validation: Validation | None, seed: int, steps: int | None
             run.close()
             streams: dict[str, Any] = {"train": job.batches.encoded, "validation": job.validation}
             return {name: torch.from_numpy(part.stream.tokens[1:-1].astype("int64")) for name, part in streams.items()}  # without separators
-        watch = UntilLoss(validation, 5, target, stop)
+        watch = UntilLoss(validation, target)
         loop.train(job.state, job.batches, job.task, job.plan, job.keeper, None, [watch], stop)
         run.close()
     parameters = sum(p.numel() for p in job.state.model.parameters())
@@ -132,7 +133,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory(prefix="groundup-lm-") as name:
         folder = Path(name)
-        found = ours(given.text.resolve(), None, 0, 1, 0.0, folder)
+        found = ours(given.text.resolve(), None, 0, 1, None, folder)
         letters = torch.unique(torch.cat(list(found.values())))  # nanoGPT numbers them from 0; ours has tokens for unseen bytes, too
         theirs = {split: torch.searchsorted(letters, tokens) for split, tokens in found.items()}
         validation, validation_theirs = Validation(found["validation"]), Validation(theirs["validation"])
@@ -148,7 +149,7 @@ def main() -> None:
                 flush=True,
             )
         peer, mine = rows[0]
-        longer = ours(given.text.resolve(), validation, 0, int(mine["steps"] * peer["seconds"] / mine["seconds"]), 0.0, folder)
+        longer = ours(given.text.resolve(), validation, 0, int(mine["steps"] * peer["seconds"] / mine["seconds"]), None, folder)
         print(
             f"after the same time: nanoGPT {peer['loss'] / math.log(2):.4f} bits per byte in {peer['seconds']:.1f} s, ours "
             f"{longer['loss'] / math.log(2):.4f} in {longer['seconds']:.1f} s ({longer['steps']} steps)"
