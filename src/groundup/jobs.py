@@ -6,7 +6,6 @@ Data, task, model, optimizers, state and plan, with every `auto` decided and wri
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import platform
 import shutil
@@ -21,8 +20,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import groundup
 from groundup import modelfolder
+from groundup.automatic import batch_size_of, compile_model, flops_of, rehearse, take_path
 from groundup.core import console, device, files, units
-from groundup.core.errors import DataError, RecipeError, RunError, TrainError, did_you_mean
+from groundup.core.errors import DataError, RecipeError, RunError, did_you_mean
 from groundup.core.messages import say
 from groundup.core.recipe import EXTENDABLE, RESUMABLE, Data, Named, Recipe, differences, load, shipped
 from groundup.core.registry import METHODS
@@ -219,7 +219,7 @@ def build(
             for name in ("train", "validation")
             if name in prepared.splits
         }
-    batch_size = _batch_size(recipe, run, len(encoded["train"]))
+    batch_size = batch_size_of(recipe, run, len(encoded["train"]))
     if batch_size < ranks.world:
         raise RecipeError(
             "train.batch_size = {n} cannot be divided among {world} processes",
@@ -279,7 +279,7 @@ def build(
         keep=recipe.train.keep,
         stages=stages,
         ranks=ranks,
-        **_flops(task, model, run, at, precision),
+        **flops_of(task, model, run, at, precision),
     )
     facts = {
         "torch": torch.__version__,
@@ -299,7 +299,7 @@ def build(
     if restored is None:
         if resume:
             run.supersede(0, 0, attempt=1)  # killed before its first checkpoint: all of it is done again
-        _rehearse(job)
+        rehearse(job)
         run.event("started", groundup=groundup.__version__, steps=total)
     else:
         _resumed(job, restored.step, restored.facts, facts, restored.passed_over)
@@ -307,8 +307,8 @@ def build(
         state.stopped_early = state.stopped_early and restored.step >= total
         batches.micro_batch_size = run.decisions["micro_batch_size"]["value"]
         batches.per_step = -(-batch_size // batches.micro_batch_size)
-        _take_path(model, run)
-        _compile(job, run.decisions["compile"]["value"])
+        take_path(model, run)
+        compile_model(job, run.decisions["compile"]["value"])
     all_parameters, trainable = count_parameters(model)
     console.line(
         say(
@@ -531,81 +531,8 @@ def _reasoned(decision: device.Decision) -> tuple[Any, str, str]:
     return decision.value, decision.reason, decision.reason_zh
 
 
-def _batch_size(recipe: Recipe, run: RunFolder, n: int) -> int:
-    wanted = recipe.train.batch_size
-    if n >= wanted:
-        return wanted
-    chosen = run.decide(
-        "batch_size",
-        n,
-        f"the training split has {n} records, fewer than train.batch_size = {wanted}",
-        f"训练集只有 {n} 条记录，少于 train.batch_size = {wanted}",
-    )
-    return int(chosen)
-
-
 def _machine() -> str:
     return f"{platform.system()} {platform.machine()}"
-
-
-def _rehearse(job: Job) -> None:
-    """The dry step; and the choices that depend on it: the micro-batch that fits, and whether compiling pays."""
-    recipe, run, batches = job.recipe, job.run, job.batches
-    wanted = recipe.train.micro_batch_size
-    batches.micro_batch_size = min(wanted, batches.batch_size) if wanted != "auto" else batches.batch_size
-    augment = recipe.data.augment
-    pairs = augment is not None and bool(augment.mixup or augment.cutmix)
-    if pairs and batches.micro_batch_size % 2 and batches.micro_batch_size < batches.batch_size:
-        raise RecipeError(
-            "train.micro_batch_size = {n}: mixup and cutmix mix pairs of pictures, which an odd number would divide",
-            "train.micro_batch_size = {n}：mixup 与 cutmix 成对混合图片，奇数会把一对拆开",
-            n=batches.micro_batch_size,
-            fix=f"--set train.micro_batch_size={batches.micro_batch_size + 1}",
-        )
-    while True:
-        batches.per_step = -(-batches.batch_size // batches.micro_batch_size)
-        try:
-            seconds = loop.rehearse(job.state, batches, job.task, job.plan)
-            break
-        except torch.OutOfMemoryError as error:
-            if wanted != "auto" or batches.micro_batch_size <= (2 if pairs else 1):
-                raise TrainError(
-                    "a batch of {n} samples does not fit into the memory of {device}",
-                    "{device} 的内存放不下 {n} 个样本的批次",
-                    n=batches.micro_batch_size,
-                    device=job.plan.device,
-                    fix="--set train.micro_batch_size=auto   or a smaller model",
-                ) from error
-            batches.micro_batch_size //= 2
-            batches.micro_batch_size += pairs and batches.micro_batch_size % 2
-    seconds = _measure_paths(job, seconds)
-    whole = batches.micro_batch_size == batches.batch_size
-    run.decide(
-        "micro_batch_size",
-        batches.micro_batch_size,
-        "asked for in the recipe"
-        if wanted != "auto"
-        else "the whole batch fits into memory"
-        if whole
-        else "the largest half of the batch that fits into memory",
-        "由 recipe 指定" if wanted != "auto" else "整个批次能放进内存" if whole else "能放进内存的最大对半批次",
-    )
-    run.decide("step_seconds", seconds, "measured in the rehearsal (forward and backward)", "在预演中测得（前向与反向）")
-    estimate = seconds * job.state.total
-    if recipe.train.compile != "auto":
-        chosen, reason, reason_zh = recipe.train.compile, "asked for in the recipe", "由 recipe 指定"
-    elif job.plan.device.type != "cuda" or not _has_triton():
-        # On CPUs compiling these models gains a few per cent and costs a minute; it also needs a C++ compiler.
-        chosen, reason, reason_zh = (
-            False,
-            f"compiling pays on CUDA with Triton; this run is on {job.plan.device.type}",
-            f"编译只在 CUDA + Triton 上划算；本次在 {job.plan.device.type} 上运行",
-        )
-    else:
-        chosen = estimate > 600
-        reason = f"the run is estimated at {units.human_seconds(estimate)}; compiling takes about a minute"
-        reason_zh = f"预计训练 {units.human_seconds(estimate)}；编译约需一分钟"
-    _compile(job, run.decide("compile", chosen, reason, reason_zh))
 
 
 def _check_context(task: Task, model: nn.Module) -> None:
@@ -617,66 +544,6 @@ def _check_context(task: Task, model: nn.Module) -> None:
             context=model.context,
             fix="--set task.context={context}",
         )
-
-
-def _measure_paths(job: Job, seconds: float) -> float:
-    """How attention is computed, where the model leaves it open: the faster way of a rehearsed step. A deterministic run takes the rule instead,
-    since a measurement can come out differently another time. Returns the seconds of a step."""
-    model: Any = job.state.model
-    if not hasattr(model, "attention_path"):
-        return seconds
-    context = job.task.tokens_per_sample
-    if job.plan.device.type != "cpu":
-        chosen, reason, reason_zh = (
-            "sdpa",
-            f"torch's fused kernel on {job.plan.device.type}",
-            f"{job.plan.device.type} 上使用 torch 的融合内核",
-        )
-    elif job.recipe.train.deterministic:
-        chosen = "explicit" if context <= 256 else "sdpa"
-        reason, reason_zh = "by the context's length: a measurement may differ between runs", "按上下文长度选择：实测结果可能随运行而变"
-    else:
-        took = {"sdpa": seconds}
-        if context <= 1024:
-            model.attention_path = "explicit"
-            took["explicit"] = loop.rehearse(job.state, job.batches, job.task, job.plan)
-        chosen = min(took, key=lambda k: took[k])
-        listed = ", ".join(f"{k} {v * 1000:.1f} ms" for k, v in took.items())
-        reason, reason_zh = f"measured on a step: {listed}", f"实测一步：{listed}"
-        seconds = took[chosen]
-    job.run.decide("attention", chosen, reason, reason_zh)
-    _take_path(model, job.run)
-    return seconds
-
-
-def _take_path(model: nn.Module, run: RunFolder) -> None:
-    if hasattr(model, "attention_path") and "attention" in run.decisions:
-        model.attention_path = run.decisions["attention"]["value"]
-
-
-def _flops(task: Task, model: Any, run: RunFolder, at: torch.device, precision: str) -> dict[str, float]:
-    """What the MFU of a language model is counted from: its operations per token, and the peak of this device's matrix products."""
-    if not task.tokens_per_sample or not hasattr(model, "flops_per_token"):
-        return {}
-    peak = (
-        device.matmul_peak(at, getattr(torch, precision)) if "matmul_peak" not in run.decisions else run.decisions["matmul_peak"]["value"]
-    )
-    run.decide(
-        "matmul_peak",
-        peak,
-        f"{peak / 1e9:,.0f} GFLOP/s, measured with a {precision} product of 1024 x 1024 matrices (8192 on GPUs)",
-        f"{peak / 1e9:,.0f} GFLOP/s，由 1024 x 1024（GPU 上 8192）的 {precision} 矩阵乘法测得",
-    )
-    return {"flops_per_token": model.flops_per_token(task.tokens_per_sample), "peak_flops": peak}
-
-
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-def _compile(job: Job, on: bool) -> None:
-    if on:
-        job.state.model.compile()  # in place: the names of parameters stay those of the plain model
 
 
 def _resumed(job: Job, step: int, then: dict[str, Any], now: dict[str, Any], passed_over: list[tuple[str, str]]) -> None:

@@ -17,7 +17,7 @@ SOURCE = Path(groundup.__file__).parent
 # The level of each package (DESIGN: imports only go downwards); names of one level may use each other.
 LEVELS = {
     "env": 0, "core": 0, "data": 1, "models": 1, "metrics": 1, "tasks": 2, "evaluation": 3, "training": 4, "tuning": 5, "recipes": 5,
-    "modelfolder": 5, "budget": 6, "serving": 5, "exporting": 5, "jobs": 6, "pipeline": 6, "inspecting": 7, "talking": 7, "demo": 7, "cli": 7, "__main__": 8,
+    "modelfolder": 5, "automatic": 6, "budget": 6, "serving": 5, "exporting": 5, "jobs": 6, "pipeline": 6, "inspecting": 7, "talking": 7, "demo": 7, "cli": 7, "__main__": 8,
 }  # fmt: skip
 
 

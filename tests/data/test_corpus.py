@@ -15,7 +15,7 @@ import pytest
 
 from groundup.core.errors import DataError
 from groundup.core.recipe import Data
-from groundup.data import cleaning, corpus, documents
+from groundup.data import cleaning, corpus, documents, records
 from groundup.data.corpus import is_text, prepare_corpus
 
 CHINESE = "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。我们说这个国家的人都在学习，因为他们想要知道更多。\n"
@@ -127,7 +127,7 @@ def test_csv_tsv_and_parquet(made, write, tmp_path):
     parquet.write_table(table, tmp_path / "t.parquet", row_group_size=64)
     c = made(tmp_path / "t.parquet", **ALL)
     assert everything(c) == table["content"].to_pylist() and c.describe(99) == "t.parquet row 100"
-    rest = list(documents.read_item(documents.open_parts(Data(source=str(tmp_path / "t.parquet")))[0].items[0], Data(source="x"), 130))
+    rest = list(records.read_item(documents.open_parts(Data(source=str(tmp_path / "t.parquet")))[0].items[0], Data(source="x"), 130))
     assert [f.place for f in rest] == list(range(131, 301))
 
 

@@ -7,6 +7,7 @@ import torch
 
 from groundup.cli import main
 from groundup.core.errors import ModelError, RecipeError
+from groundup.models import generation
 from groundup.models.base import build_model
 from groundup.models.generation import Sampling, TextStream, choose, generate, write
 
@@ -128,3 +129,14 @@ def test_the_commands(shared_data, capsys, monkeypatch, tmp_path):
     assert main(["chat", folder]) == 2 and "no chat template" in capsys.readouterr().err
     assert main(["generate", folder, "a", "--top-p", "0"]) == 2
     assert main(["serve", folder]) == 2 and main(["export", folder, "--to", "onnx"]) == 2
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_matrices_of_any_width_and_layout(rows, precision):
+    for inputs, outputs in ((100, 344), (172, 64), (170, 512), (64, 4), (1024, 1600)):  # the last one takes the path of large matrices
+        weight, x, bias = torch.randn(outputs, inputs), torch.randn(rows, inputs), torch.randn(outputs)
+        expected = x @ weight.T + bias
+        found = generation._Matrix(weight, bias, rows, precision)(x)
+        error = float((found - expected).norm() / expected.norm())
+        assert error < {"float32": 1e-5, "bfloat16": 0.02, "int8": 0.04}[precision]

@@ -28,6 +28,30 @@ TELLING = 40  # letters from which a text shows its language
 Digests = NDArray[np.uint64]
 
 
+CODES_ZH = {  # the codes of reasons, as a Chinese reader calls them
+    "binary": "二进制",
+    "cells": "单元格数不符",
+    "empty": "空",
+    "encoding": "编码错误",
+    "exact duplicate": "完全重复",
+    "held out": "与留出数据重复",
+    "in an archive": "在压缩包内",
+    "language": "语言不符",
+    "near-duplicate": "近似重复",
+    "no text": "无文本",
+    "no text column": "无文本列",
+    "not JSON": "非 JSON",
+    "not a record": "非记录",
+    "not a table": "非表格",
+    "repetition": "重复内容过多",
+    "surrogate": "代理字符",
+    "too long": "过长",
+    "too long to read": "过长无法读取",
+    "too short": "过短",
+    "unreadable": "无法读取",
+}
+
+
 class Reason(NamedTuple):
     """Why a record is left out. `damaged`: it could not be read, as opposed to not being wanted."""
 

@@ -35,7 +35,9 @@ from groundup.core.run import Lock
 from groundup.data import cleaning
 from groundup.data.cache import VERSION, cache_folder
 from groundup.data.cleaning import LANGUAGES, PERMUTATIONS, Reason
-from groundup.data.documents import UNITS, Found, Item, Part, encoding_of, is_text, open_parts, read_item, shown
+from groundup.data.documents import is_text, open_parts
+from groundup.data.items import UNITS, Found, Item, Part, shown
+from groundup.data.records import encoding_of, read_item
 
 __all__ = ["Corpus", "is_text", "prepare_corpus"]
 
@@ -889,11 +891,12 @@ def _notes(made: _SecondPass) -> Notes:
         )
     if rejected := counts["rejected"]:
         listed = ", ".join(f"{n} {code}" for code, n in rejected.items())
+        listed_zh = "、".join(f"{cleaning.CODES_ZH.get(code, code)} {n}" for code, n in rejected.items())
         n = sum(rejected.values())
         notes.append(
             (
                 f"{n} of {counts['records']} records were left out ({listed}); they are in rejected.jsonl with their reasons",
-                f"{counts['records']} 条记录中有 {n} 条被移除（{listed}）；原因见 rejected.jsonl",
+                f"{counts['records']} 条记录中有 {n} 条被移除（{listed_zh}）；原因见 rejected.jsonl",
             )
         )
     other = {k: n for k, n in counts["encodings"].items() if k not in ("utf-8", "?")}

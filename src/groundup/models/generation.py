@@ -5,6 +5,7 @@ Sampled tokens depend on (seed, prompt, step) alone, so a prompt gets the same c
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from groundup.models.decoder import MLP, Decoder
 from groundup.models.language import Cache, LanguageModel, RMSNorm
 
 Precision = Literal["float32", "bfloat16", "int8"]
+LARGE = 1_500_000  # numbers of a matrix from which x86's int8 product is the quicker one
 
 
 @dataclass
@@ -103,14 +105,18 @@ class _Matrix:
     """x [B, in] -> x @ weight.T + bias, with the weight laid out as this batch size and precision are read fastest on CPUs.
 
     One row is a product of a vector with a matrix, limited by reading memory: stored by inputs, torch reads it half as fast again. Several
-    rows use oneDNN's packed form. int8: one scale per output (weights only), products in bfloat16.
+    rows use oneDNN's packed form. int8: one scale per output; products in bfloat16, or, for one row and a large matrix on x86, in int8 with the row
+    quantised as it comes (seven bits: without VNNI instructions eight would overflow).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int, precision: Precision) -> None:
         self.bias, self.kind, self.weight = bias, "plain", weight
-        if precision == "int8":
+        if precision == "int8" and rows == 1 and weight.numel() >= LARGE and (packed := _packed_int8(weight)) is not None:
+            self.weight, self.kind = packed, "dynamic int8"
+        elif precision == "int8":
             self.scale = (weight.float().abs().amax(1) / 127).clamp(min=1e-12)
-            self.weight = (weight.float() / self.scale[:, None]).round().to(torch.int8)
+            self.extra = -weight.shape[1] % 32  # torch's product reads 32 numbers at a time, beyond the end of other widths
+            self.weight = F.pad((weight.float() / self.scale[:, None]).round().to(torch.int8), (0, self.extra))
             self.scale = self.scale.to(torch.bfloat16)
             self.kind = "int8"
         elif precision == "bfloat16":
@@ -130,11 +136,27 @@ class _Matrix:
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
         if self.kind == "plain":
             return F.linear(x, self.weight, self.bias)
-        if self.kind == "int8":
+        if self.kind == "dynamic int8":
+            y = torch.ops.quantized.linear_dynamic(x, self.weight, reduce_range=True)
+        elif self.kind == "int8":
+            x = F.pad(x, (0, self.extra)) if self.extra else x
             y = torch._weight_int8pack_mm(x.to(torch.bfloat16), self.weight, self.scale).float()
         else:
             y = F.linear(x.to(torch.bfloat16), self.weight).float()
         return y if self.bias is None else y + self.bias
+
+
+def _packed_int8(weight: Tensor) -> Any:
+    """A matrix for torch's dynamic int8 product; None where this machine or this torch has none."""
+    if torch.backends.quantized.engine != "x86":
+        return None
+    scale = (weight.float().abs().amax(1) / 127).clamp(min=1e-12).double()
+    try:
+        with warnings.catch_warnings(action="ignore"):  # quantised tensors are to leave torch one day: then there is none
+            quantised = torch.quantize_per_channel(weight.float(), scale, torch.zeros(len(weight), dtype=torch.int64), 0, torch.qint8)
+        return torch.ops.quantized.linear_prepack(quantised, None)
+    except (AttributeError, RuntimeError):
+        return None
 
 
 @dataclass
@@ -200,13 +222,13 @@ class _Dense:
             else:
                 keys[rows, :, cache.lengths], values[rows, :, cache.lengths] = qk[:, h:], qkv[:, h + kv :]
             begin = max(0, end - layer.window) if layer.window is not None and rows is None else 0
-            q = (qk[:, :h] * d**-0.5).view(b, kv, h // kv, d)
-            scores = torch.matmul(q, keys[:, :, begin:end].transpose(2, 3))
-            if may is not None:
-                near = may if layer.window is None else may & (seen > cache.lengths[:, None] - layer.window)[:, None, None]
-                scores = scores.masked_fill(~near, -torch.inf)
-            attended = torch.matmul(torch.softmax(scores, -1), values[:, :, begin:end]).view(b, h * d)
-            x = x + layer.out(attended)
+            near = may
+            if may is not None and layer.window is not None:
+                near = may & (seen > cache.lengths[:, None] - layer.window)[:, None, None]
+            attended = F.scaled_dot_product_attention(
+                qk[:, :h, None], keys[:, :, begin:end], values[:, :, begin:end], attn_mask=near, enable_gqa=h != kv
+            )
+            x = x + layer.out(attended.view(b, h * d))
             gate, up = layer.gate_up(_rms(x, layer.second_norm)).chunk(2, -1)
             x = x + layer.down(F.silu(gate).mul_(up))
         cache.advance(1)
@@ -214,6 +236,8 @@ class _Dense:
 
 
 def _rms(x: Tensor, norm: RMSNorm) -> Tensor:
+    if x.shape[0] == 1 and x.ndim == 2 and x.device.type == "cpu" and x.dtype == torch.float32:  # three small operations instead of seven
+        return (x * (float(torch.dot(x[0], x[0])) / x.shape[1] + norm.eps) ** -0.5).mul_(norm.weight)
     return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.eps)
 
 
@@ -243,7 +267,7 @@ def _stepper(model: LanguageModel, rows: int, capacity: int, how: Sampling) -> _
 
 
 # -- many tokens -----------------------------------------------------------------------------------------------------------------
-@torch.no_grad()
+@torch.inference_mode()
 def stream(model: LanguageModel, prompts: Sequence[Sequence[int]], how: Sampling) -> Iterator[list[int | None]]:
     """Yields, step by step, the new token of each prompt, None for those that are done.
 
@@ -340,9 +364,11 @@ class TextStream:
 
     tokenizer: Tokenizer
     stop: Sequence[str] = ()
-    ids: list[int] = field(default_factory=list)
+    text: str = ""
     given: int = 0
     done: bool = False
+    ids: list[int] = field(default_factory=list)
+    read: tuple[int, int] = (0, 0)
 
     def add(self, token: int | None) -> str:
         """The new piece of text; None ends the text and gives what was held back."""
@@ -350,19 +376,22 @@ class TextStream:
             return ""
         if token is not None:
             self.ids.append(token)
-        text = self.tokenizer.decode(self.ids)
+        # Only the last tokens are decoded, after those before them: some decoders write a token otherwise where a text begins.
+        before, behind = self.read
+        told, text = (self.tokenizer.decode(part) for part in (self.ids[before:behind], self.ids[before:]))
+        if token is None or not text.endswith("\ufffd"):  # else the bytes of a character that is not whole yet
+            self.text += text[len(told) :]
+            self.read = (behind, len(self.ids))
+        end = len(self.text)
         for stop in self.stop:
-            if (at := text.find(stop)) >= 0:
-                text, self.done = text[:at], True
-        end = len(text)
+            if (at := self.text.find(stop, max(0, self.given - len(stop)))) >= 0:
+                end, self.done = min(end, at), True
         if token is None:
             self.done = True
         elif not self.done:
-            while end > self.given and text[end - 1] == "\ufffd":  # the bytes of a character that is not whole yet
-                end -= 1
-            held = max((n for s in self.stop for n in range(1, len(s)) if text[:end].endswith(s[:n])), default=0)
+            held = max((n for s in self.stop for n in range(1, len(s)) if self.text.endswith(s[:n])), default=0)
             end = max(self.given, end - held)
-        piece, self.given = text[self.given : end], max(self.given, end)
+        piece, self.given = self.text[self.given : end], max(self.given, end)
         return piece
 
 

@@ -22,7 +22,16 @@ from groundup.core.registry import TASKS, Card
 from groundup.data import cache
 from groundup.data.dataset import Dataset
 from groundup.data.order import CounterRandom
-from groundup.data.tokenizers import WORDS, Tokenizer, gpt2_for_comparison, open_tokenizer, pieces, train_bpe, train_characters, vocabulary_for
+from groundup.data.tokenizers import (
+    WORDS,
+    Tokenizer,
+    gpt2_for_comparison,
+    open_tokenizer,
+    pieces,
+    train_bpe,
+    train_characters,
+    vocabulary_for,
+)
 from groundup.data.tokens import IGNORED, TokenStream, tokenize
 from groundup.metrics import LanguageMetrics, MetricSet
 from groundup.models.language import LanguageModel

@@ -6,7 +6,7 @@ import sysconfig
 from pathlib import Path
 
 from groundup.core.registry import DATASETS, Card
-from groundup.data.documents import TextSource
+from groundup.data.items import TextSource
 
 
 @DATASETS.register(

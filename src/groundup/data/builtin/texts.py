@@ -6,7 +6,7 @@ from pathlib import Path
 
 from groundup.core.errors import DataError
 from groundup.core.registry import DATASETS, Card
-from groundup.data.documents import TextSource
+from groundup.data.items import TextSource
 from groundup.data.named import find_folder
 
 
