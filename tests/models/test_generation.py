@@ -1,5 +1,6 @@
 """Generation: cached equals uncached, batches equal single prompts, transformers' greedy token for token, sampling as defined."""
 
+import copy
 import json
 
 import pytest
@@ -140,3 +141,19 @@ def test_matrices_of_any_width_and_layout(rows, precision):
         found = generation._Matrix(weight, bias, rows, precision)(x)
         error = float((found - expected).norm() / expected.norm())
         assert error < {"float32": 1e-5, "bfloat16": 0.02, "int8": 0.04}[precision]
+
+
+def test_what_was_laid_out_is_used_again_and_only_while_the_weights_stay():
+    net = small("decoder", layers=2, width=64, heads=4).eval()
+    how = Sampling(max_tokens=40, temperature=0)
+    first = generate(net, PROMPTS[:1], how)
+    kept = generation._Dense.kept[net][1]
+    assert generate(net, PROMPTS[:1], how) == first and generation._Dense.kept[net][1] is kept
+    with torch.no_grad():
+        net.model.embed_tokens.weight.copy_(torch.randn_like(net.model.embed_tokens.weight))
+    changed = generate(net, PROMPTS[:1], how)
+    assert generation._Dense.kept[net][1] is not kept and changed == generate(copy.deepcopy(net), PROMPTS[:1], how)
+    net.train()
+    generation._Dense.kept.clear()
+    generate(net, PROMPTS[:1], how)
+    assert not generation._Dense.kept, "in a training the weights change, and memory is short"

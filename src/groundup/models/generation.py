@@ -6,6 +6,7 @@ Sampled tokens depend on (seed, prompt, step) alone, so a prompt gets the same c
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -173,10 +174,30 @@ class _LayerPlan:
 
 
 class _Dense:
-    """The decoder's forward pass for one token per row, with matrices that are read together stored together."""
+    """The decoder's forward pass for one token per row, with matrices that are read together stored together.
 
-    def __init__(self, model: Decoder, rows: int, capacity: int, precision: Precision) -> None:
-        self.model = model
+    Laying the matrices out takes as long as some tokens, so it is kept for the next call, as long as the model lives and its weights stay.
+    """
+
+    kept: weakref.WeakKeyDictionary[Decoder, tuple[Any, _Dense]] = weakref.WeakKeyDictionary()
+
+    @classmethod
+    def of(cls, model: Decoder, rows: int, capacity: int, precision: Precision, *, keep: bool) -> _Dense:
+        key = (rows == 1, precision, [(p.data_ptr(), p._version) for p in model.parameters()])
+        known, made = cls.kept.get(model, (None, None))
+        if made is None or known != key:
+            cls.kept.pop(model, None)  # before the next one is made: there is never more than one
+            made = cls(model, rows, precision)
+            if keep:
+                cls.kept[model] = (key, made)
+        made.reach(capacity)
+        return made
+
+    def __init__(self, model: Decoder, rows: int, precision: Precision) -> None:
+        self.heads, self.kv_heads, self.head_dim = model.heads, model.kv_heads, model.head_dim
+        self.table, self.norm = model.model.embed_tokens.weight, model.model.norm
+        self.frequency, self.factor = model.frequency, model.rope_factor
+        self.cos = self.sin = model.frequency.new_zeros(0)
 
         def matrix(*linears: Any) -> _Matrix:
             biased = linears[0].bias is not None
@@ -194,14 +215,18 @@ class _Dense:
                 )
             )  # fmt: skip
         self.head = _Matrix(model.output_weight.detach(), None, rows, precision)
-        angles = torch.arange(capacity, device=model.frequency.device, dtype=torch.float32)[:, None] * model.frequency
-        self.cos, self.sin = angles.cos() * model.rope_factor, angles.sin() * model.rope_factor
+
+    def reach(self, capacity: int) -> None:
+        """Rotary positions up to here."""
+        if len(self.cos) < capacity:
+            angles = torch.arange(capacity, device=self.frequency.device, dtype=torch.float32)[:, None] * self.frequency
+            self.cos, self.sin = angles.cos() * self.factor, angles.sin() * self.factor
 
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Logits [B, vocabulary] after one more token of each row, int64 [B]."""
-        model, b, end = self.model, len(tokens), (cache.same or 0) + 1
-        h, kv, d = model.heads, model.kv_heads, model.head_dim
-        x = F.embedding(tokens, model.model.embed_tokens.weight)
+        b, end = len(tokens), (cache.same or 0) + 1
+        h, kv, d = self.heads, self.kv_heads, self.head_dim
+        x = F.embedding(tokens, self.table)
         cos, sin = (t[end - 1] if cache.same is not None else t[cache.lengths][:, None] for t in (self.cos, self.sin))
         may = rows = None
         if cache.same is None:
@@ -232,7 +257,7 @@ class _Dense:
             gate, up = layer.gate_up(_rms(x, layer.second_norm)).chunk(2, -1)
             x = x + layer.down(F.silu(gate).mul_(up))
         cache.advance(1)
-        return self.head(_rms(x, model.model.norm))
+        return self.head(_rms(x, self.norm))
 
 
 def _rms(x: Tensor, norm: RMSNorm) -> Tensor:
@@ -251,7 +276,7 @@ class _Any:
         return self.model.head(self.model.features(tokens[:, None], cache=cache))[:, -1]
 
 
-def _stepper(model: LanguageModel, rows: int, capacity: int, how: Sampling) -> _Dense | _Any:
+def _stepper(model: LanguageModel, rows: int, capacity: int, how: Sampling, *, keep: bool = False) -> _Dense | _Any:
     """Laying the matrices out anew pays from some dozens of tokens on."""
     plain = isinstance(model, Decoder) and all(isinstance(layer.mlp, MLP) for layer in model.model.layers)
     if how.precision != "float32" and not plain:
@@ -262,7 +287,7 @@ def _stepper(model: LanguageModel, rows: int, capacity: int, how: Sampling) -> _
             fix="--precision float32",
         )
     if isinstance(model, Decoder) and plain and (how.max_tokens >= 32 or how.precision != "float32"):
-        return _Dense(model, rows, capacity, how.precision)
+        return _Dense.of(model, rows, capacity, how.precision, keep=keep)
     return _Any(model)
 
 
@@ -296,7 +321,7 @@ def stream(model: LanguageModel, prompts: Sequence[Sequence[int]], how: Sampling
     model.eval()
     try:
         cache, logits = _read(model, prompts, min(longest + steps, model.context), device)
-        stepper = _stepper(model, len(prompts), cache.capacity if cache.capacity < 2**62 else 1, how)
+        stepper = _stepper(model, len(prompts), cache.capacity if cache.capacity < 2**62 else 1, how, keep=not training)
         numbers, alive = torch.arange(len(prompts), device=device), list(range(len(prompts)))
         room = [model.context - len(p) for p in prompts]
         seen = None
