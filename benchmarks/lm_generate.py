@@ -98,7 +98,8 @@ def agreement(model: Any, precision: Any, length: int) -> dict[str, float]:
 def measure(size: str, folder: Path, turns: int, new: int) -> list[dict[str, Any]]:
     peer = made(size, folder)
     peer.generation_config.pad_token_id = 0
-    mine = modelfolder.load(folder).model
+    own = {name: modelfolder.load(folder).model for name in ("float32", *SMALL)}  # each keeps the layout of its weights
+    mine = own["float32"]
     weights = sum(p.numel() for p in mine.parameters()) * 4
     speed = bandwidth()
     print(f"{size}: {weights / 4e6:.1f}M parameters, reading {speed / 1e9:.1f} GB/s, {torch.get_num_threads()} threads")
@@ -112,7 +113,7 @@ def measure(size: str, folder: Path, turns: int, new: int) -> list[dict[str, Any
             )[:, PROMPT:].tolist()
 
         def us(precision: Any = "float32", prompts: Any = prompts) -> Any:
-            return generation.generate(mine, prompts.tolist(), Sampling(max_tokens=new, temperature=0, precision=precision))
+            return generation.generate(own[precision], prompts.tolist(), Sampling(max_tokens=new, temperature=0, precision=precision))
 
         sides: dict[str, Callable[[], Any]] = {"ours": us, "dynamic": theirs, "static": lambda: theirs(cache_implementation="static")}
         sides |= {name: lambda name=name: us(name) for name in SMALL} if rows == 1 else {}
