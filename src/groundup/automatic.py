@@ -98,7 +98,7 @@ def _choose_path(job: Job, seconds: float) -> float:
     model: Any = job.state.model
     if not hasattr(model, "attention_path"):
         return seconds
-    context = job.task.tokens_per_sample
+    context = getattr(job.task, "context", 0)
     if job.plan.device.type != "cpu":
         chosen, reason, reason_zh = (
             "sdpa",

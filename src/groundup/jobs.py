@@ -25,12 +25,13 @@ from groundup.core import console, device, files, units
 from groundup.core.errors import DataError, RecipeError, RunError, did_you_mean
 from groundup.core.messages import say
 from groundup.core.recipe import EXTENDABLE, RESUMABLE, Data, Named, Recipe, differences, load, shipped
-from groundup.core.registry import METHODS
+from groundup.core.registry import METHODS, TASKS
 from groundup.core.run import RunFolder, command_line, newest_finished, read_rows
 from groundup.data import statistics
 from groundup.data.prepare import Prepared, absolute_source, prepare
 from groundup.data.streaming import default_workers
 from groundup.env import probe
+from groundup.models import lora
 from groundup.models.base import build_model, count_parameters, placed
 from groundup.models.language import LanguageModel
 from groundup.models.weights import is_weights, load_into
@@ -176,7 +177,7 @@ def build(
     base = _open_base(recipe, run, trust_code, train_base)
     task = modelfolder.build_task(recipe.task.name, recipe.task.arguments)
     with ranks.first():
-        prepared = prepare(like_base(recipe.data, base), classification=task.classification, kind=task.kind)
+        prepared = prepare(like_base(task.reads(recipe.data), base), classification=task.classification, kind=task.kind)
         _fit(task, prepared, base, recipe.keep_classes)
     _record_data(run, prepared, task, resumed=resume)
     for name, value, reason, reason_zh in task.decisions():
@@ -194,6 +195,8 @@ def build(
 
     if base is not None:
         model = base.model
+        if recipe.method.name != "lora":
+            lora.merge(model)  # an adapter that the base came with
         _check_context(task, model)
         _new_head(model, task, base, recipe.keep_classes)
     else:
@@ -356,7 +359,8 @@ def _open_base(recipe: Recipe, run: RunFolder, trust_code: bool, train_base: Cal
         else:
             where = str(found.path.resolve())
     base = modelfolder.load(where, trust_code=trust_code)
-    if base.card["task"]["name"] != recipe.task.name:
+    tasks = [base.task.kind, TASKS.get(recipe.task.name).target.kind]
+    if base.card["task"]["name"] != recipe.task.name and tasks != ["text", "text"]:
         raise RecipeError(
             "init is a model for task '{found}', the recipe's task is '{expected}'",
             "init 的模型属于任务 '{found}'，而 recipe 的任务是 '{expected}'",

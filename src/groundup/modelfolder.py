@@ -26,6 +26,7 @@ from groundup.core.registry import MODELS, TASKS
 from groundup.data.order import CounterRandom
 from groundup.evaluation.evaluate import evaluating
 from groundup.evaluation.views import parse, viewed
+from groundup.models import lora
 from groundup.models.base import build_model, placed
 from groundup.models.decoder import Decoder
 from groundup.models.gpt2 import GPT2
@@ -43,6 +44,8 @@ from groundup.models.language_files import (
 )
 from groundup.tasks.base import Task
 from groundup.training.checkpoint import commit, damage, load_weights, system_error, unique_tensors, write_manifest
+
+ADAPTER = "adapter_model.safetensors"
 
 
 @dataclass
@@ -125,10 +128,15 @@ def save(
     try:
         temporary.mkdir(parents=True)
         load_weights(model, unique_tensors(weights))
-        tensors = unique_tensors(model.state_dict())
-        if isinstance(model, Decoder | GPT2):
-            tensors = theirs(tensors, family_of(model))
-        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        adapter = bool(lora.adapted(model))
+        if adapter:
+            save_file(lora.adapter_tensors(model), temporary / ADAPTER, metadata={"format": "pt"})
+            files.write_json(temporary / "adapter_config.json", lora.adapter_config(model, facts["parent"]["path"]))
+        else:
+            tensors = unique_tensors(model.state_dict())
+            if isinstance(model, Decoder | GPT2):
+                tensors = theirs(tensors, family_of(model))
+            save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         state = task.state()
         arguments = recipe.model.arguments | model_arguments
         config: dict[str, Any] = {
@@ -154,9 +162,12 @@ def save(
             **facts,
         }
         task.write_files(temporary)
-        if isinstance(model, Decoder | GPT2):
+        if adapter:
+            card["model"] = config
+        elif isinstance(model, Decoder | GPT2):
             card["model"], config = config, _language_config(model, task, temporary)
-        files.write_json(temporary / "config.json", config)
+        if not adapter:
+            files.write_json(temporary / "config.json", config)
         files.write_json(temporary / "groundup.json", card)
         files.write_json(temporary / "preprocessor.json", state["preprocessor"])
         files.write_json(temporary / "reference.json", _reference(model, task))
@@ -282,6 +293,8 @@ def load(path: Any, *, trust_code: bool = False, device: str = "cpu") -> Loaded:
     task = build_task(names["task"], card["task"]["arguments"])
     task.load_state({"labels": card["labels"], "preprocessor": files.read_json(folder / "preprocessor.json")})
     task.read_files(folder)
+    if (folder / ADAPTER).is_file():
+        return _adapter(folder, task, card, trust_code, device)
     model = build_model(names["model"], config["arguments"], tuple(config["input_shape"]), config["num_outputs"])
     weights = load_file(folder / "model.safetensors")
     if isinstance(model, Decoder | GPT2):
@@ -296,6 +309,25 @@ def load(path: Any, *, trust_code: bool = False, device: str = "cpu") -> Loaded:
         config["arguments"],
         [folder / "model.safetensors"],
     )
+
+
+def _adapter(folder: Path, task: Task, card: dict[str, Any], trust_code: bool, device: str) -> Loaded:
+    """A base model with the adapter of a folder on it.
+
+    Raises:
+        ModelError: the base is not there any more, or is another one.
+    """
+    parent = card["parent"]
+    base = load(parent["path"], trust_code=trust_code, device=device)
+    if base.sha256 != parent["sha256"]:
+        raise ModelError(
+            "{folder} is an adapter for {path}, and the weights there have changed",
+            "{folder} 是 {path} 的适配器，但那里的权重已改变",
+            folder=folder,
+            path=parent["path"],
+        )
+    lora.read_adapter(base.model, folder)
+    return Loaded(base.model.eval(), task, card, folder, base.architecture, base.arguments, [*base.weights, folder / ADAPTER])
 
 
 def _foreign(name: str, device: str) -> Loaded:

@@ -6,6 +6,7 @@ From the command line to `loss.backward()`: `cli.main -> pipeline.train -> loop.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import tempfile
 import time
@@ -27,8 +28,10 @@ from groundup.core.messages import say
 from groundup.core.recipe import Columns, Data, Picture, Recipe, Split, build, load, override
 from groundup.core.registry import METHODS
 from groundup.core.run import RunFolder, resolve_run
+from groundup.data.documents import open_parts
 from groundup.data.pictures import IMAGE_SUFFIXES, pil_picture
 from groundup.data.prepare import Prepared, prepare
+from groundup.data.records import read_item
 from groundup.data.streaming import default_workers
 from groundup.data.table import read_rows
 from groundup.data.tokenizers import Tokenizer
@@ -42,8 +45,10 @@ from groundup.metrics import MetricSet
 from groundup.models.base import build_model, count_parameters, placed
 from groundup.models.generation import Sampling, write
 from groundup.models.language import LanguageModel
+from groundup.models.lora import adapted
 from groundup.models.weights import load_into
 from groundup.tasks.base import Encoded, Task
+from groundup.tasks.instruction_tuning import InstructionTuning
 from groundup.training import loop, parallel
 from groundup.training.checkpoint import Checkpoints, damage, load_weights
 from groundup.training.signals import StopRequest
@@ -240,7 +245,7 @@ def _finish(job: Job, begin: float, seconds: dict[str, float]) -> Run:
         "seed": recipe.train.seed,
         "data": {"spec": recipe.data.model_dump(mode="json"), "fingerprint": job.prepared.fingerprint},
         "views": views.model_dump() if views else None,
-        "parent": {"sha256": run.decisions["init"]["value"]["sha256"]} if "init" in run.decisions else None,
+        "parent": _parent(job),
     }
     _save_model(job, weights, facts, card.model_card(recipe, result, data))
     seconds["total"] = time.monotonic() - begin
@@ -266,6 +271,17 @@ def _finish(job: Job, begin: float, seconds: dict[str, float]) -> Run:
             style="yellow",
         )
     return Run(run.path, result)
+
+
+def _parent(job: Job) -> dict[str, Any] | None:
+    """The model that training began with; of an adapter the one that it is for, with its place."""
+    if "init" not in job.run.decisions:
+        return None
+    value: dict[str, Any] = job.run.decisions["init"]["value"]
+    if not adapted(job.state.model):
+        return {"sha256": value["sha256"]}
+    assert job.base is not None
+    return job.base.card["parent"] if (job.base.path / modelfolder.ADAPTER).is_file() else value
 
 
 def _by_record(
@@ -384,16 +400,19 @@ def _before_after(job: Job, encoded: Encoded, found: dict[str, Any], split: str)
     same = base.task.state()["labels"] == job.task.state()["labels"]
     keeps = job.recipe.keep_classes
     row = _row(metric, found)
+    text = job.task.kind == "text"  # what is asked of a text is the recipe's task; how the base was trained does not matter
     if same:
-        scores = evaluate_split(base.task, base.model, encoded, job.plan.device)
+        scores = evaluate_split(job.task if text else base.task, base.model, encoded, job.plan.device)
         assert scores is not None
         row |= _before(metric, scores)
     else:
         row |= {"note": "the base does not know these labels", "note_zh": "起始模型不认识这些标签"}
     rows = [row]
+    if text:
+        rows += [_row(m, found) | _before(m, scores) for m in found["metrics"] if m != metric]
     try:
         config = Data.model_validate(base.card["data"]["spec"])
-        old = prepare(like_base(config, base), classification=base.task.classification, kind=base.task.kind)
+        old = prepare(like_base(base.task.reads(config), base), classification=base.task.classification, kind=base.task.kind)
         where = next(s for s in ("test", "validation", "train") if s in old.splits)
         old_encoded = base.task.prepare(old.dataset, old.splits[where], job.plan.device)
         before = evaluate_split(base.task, base.model, old_encoded, job.plan.device)
@@ -439,6 +458,17 @@ def _head_keys(model: nn.Module) -> set[str]:
     return {n for n, t in (*model.named_parameters(), *model.named_buffers()) if id(t) in inside}
 
 
+def is_conversations(spec: str) -> bool:
+    """Whether the first record that can be read is an example of questions and answers."""
+    try:
+        config = InstructionTuning.reads(Data(source=spec))
+        items = [i for part in open_parts(config) for i in part.items if i.kind != "file"]
+        found = (f.text for item in items[:3] for f in itertools.islice(read_item(item, config), 20))
+        return any(text is not None and text.startswith('{"messages": ') for text in found)
+    except DataError:
+        return False  # what is wrong with it is said when it is read
+
+
 # -- tune ----------------------------------------------------------------------------------------------------------------------
 def tuning_recipe(
     model: str | Path | Run,
@@ -474,6 +504,13 @@ def tuning_recipe(
         "schedule": {"warmup": 0.05},
         "train": {"epochs": 10, "batch_size": 64},
     }
+    if base.task.kind == "text":
+        small = count_parameters(base.model)[0] < 50_000_000
+        tree["optim"] = {"name": "adamw", "lr": (2e-3 if small else 2e-4) if method == "lora" else (5e-4 if small else 2e-5), "weight_decay": 0.0}
+        tree["train"] = {"epochs": 3, "batch_size": 8, "clip_norm": 1.0}
+        if is_conversations(data):
+            own = base.card["task"]["arguments"] if base.card["task"]["name"] == "instruction-tuning" else {}
+            tree["task"] = {"name": "instruction-tuning", **own}
     if keep_classes:
         tree["keep_classes"] = True
     overrides = dict(overrides or {})
@@ -549,7 +586,7 @@ def evaluate(
     if overrides:
         tree = {"name": "evaluate", "task": loaded.card["task"]["name"], "model": "linear", "data": config.model_dump(mode="json")}
         config = build(override(tree, overrides), "--set", overridden=overrides).data
-    prepared = prepare(like_base(config, loaded), classification=loaded.task.classification, kind=loaded.task.kind)
+    prepared = prepare(like_base(loaded.task.reads(config), loaded), classification=loaded.task.classification, kind=loaded.task.kind)
     splits = dict(prepared.splits)
     if data is not None and not prepared.dataset.given:
         # Another set without splits of its own is a test set as a whole: nothing of it was trained on.

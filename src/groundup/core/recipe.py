@@ -152,13 +152,13 @@ class Text(Section):
     """How text becomes documents, and which of them are left out; what is left out is written to rejected.jsonl with its reason.
 
     document: what one document is: a whole file, a line, or a paragraph (between blank lines); records of JSON lines and tables always are one
-    each. column: the field of records that holds the text. normalize: the Unicode form. languages: only these (ISO 639-1), as far as a document
+    each, and `conversation` reads them as examples of questions and answers (instruction tuning asks for it by itself). column: the field of records that holds the text. normalize: the Unicode form. languages: only these (ISO 639-1), as far as a document
     shows what it is. repetition: greatest share of characters in repeated lines and phrases. near_duplicates: the Jaccard similarity of 5-word (in
     scripts without spaces: 5-character) shingles from which a document counts as a copy; null keeps copies, always on one side of the split.
     """
 
     column: str | None = None
-    document: Literal["file", "line", "paragraph"] | Auto = "auto"
+    document: Literal["file", "line", "paragraph", "conversation"] | Auto = "auto"
     encoding: str = "auto"
     normalize: Literal["nfc", "nfkc"] | None = "nfc"
     languages: list[str] | None = None

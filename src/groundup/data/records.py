@@ -14,6 +14,7 @@ from typing import IO, Any, NoReturn
 
 from groundup.core.errors import DataError, GroundupError, did_you_mean
 from groundup.core.recipe import Data
+from groundup.data import conversations
 from groundup.data.cleaning import Reason
 from groundup.data.decoding import (
     Again,
@@ -156,6 +157,7 @@ class Columns:
 
     def __init__(self, item: Item, config: Data) -> None:
         self._item, self._wanted, self._group = item, config.text.column, config.columns.group
+        self.whole = config.text.document == "conversation"  # a record is read as a whole, not one of its columns
         self._only: str | None = None
         self._first = True
         self._keys: tuple[Any, ...] = ()  # of the record before: records are mostly alike
@@ -166,6 +168,8 @@ class Columns:
         if isinstance(value, list):
             for inner in value:
                 yield from self.records(inner)
+        elif self.whole:
+            yield value
         elif isinstance(value, dict):
             name = self._column(value)
             inner = value.get(name) if name else None
@@ -194,6 +198,8 @@ class Columns:
         """One record's text. Raises DataError or Ends where the first record shows no text column."""
         if isinstance(record, Reason):
             return Found(None, record, unit, place)
+        if self.whole:
+            return self._conversation(record, unit, place)
         if isinstance(record, str):
             return Found(record, None, unit, place)
         if self._first:
@@ -218,6 +224,17 @@ class Columns:
         if isinstance(value, str) or value == []:
             return Found(value or "", None, unit, place, group)
         return Found(None, _lacks(name or self._wanted or "/".join(TEXT_COLUMNS[:3])), unit, place)
+
+    def _conversation(self, record: Any, unit: str, place: int) -> Found:
+        group = ""
+        if self._group is not None:
+            if not isinstance(record, dict) or record.get(self._group) is None:
+                return Found(None, _lacks(self._group), unit, place)
+            group = str(record[self._group])
+        made = conversations.read(record)
+        if isinstance(made, Reason):
+            return Found(None, made, unit, place)
+        return Found(conversations.line(made), None, unit, place, group)
 
     def missing(self, columns: Sequence[str], strings: Sequence[str]) -> NoReturn:
         """Raises DataError: none of these columns is the text; Ends where the item is one of many."""
@@ -365,10 +382,10 @@ def _table(item: Item, config: Data, start: int) -> Iterator[Found]:
         if not header:
             return
         columns = Columns(item, config)
-        name = text_column(header, sample, config.text.column)
-        if name is None:
+        name = None if columns.whole else text_column(header, sample, config.text.column)
+        if name is None and not columns.whole:
             columns.missing(header, [h for h in header if h])
-        places = {h: header.index(h) for h in (name, config.columns.group) if h in header}
+        places = {h: i for i, h in enumerate(header) if columns.whole or h in (name, config.columns.group)}
         count, begun = 0, False
         while True:
             try:
@@ -396,8 +413,10 @@ def _table(item: Item, config: Data, start: int) -> Iterator[Found]:
                     facts = f"{len(row)} cells where the header has {len(header)}", f"有 {len(row)} 个单元格，表头有 {len(header)} 个"
                     yield Found(None, Reason("cells", *facts, damaged=True), "line", reader.line_num)
                 else:
-                    record = {h: row[i] for h, i in places.items() if h is not None}
-                    if config.columns.group is not None and not record.get(config.columns.group):
+                    record = {h: row[i] for h, i in places.items()}
+                    if columns.whole:
+                        yield columns.found(record, "line", reader.line_num)
+                    elif config.columns.group is not None and not record.get(config.columns.group):
                         yield Found(None, _lacks(config.columns.group), "line", reader.line_num)
                     else:
                         yield Found(record[str(name)], None, "line", reader.line_num, record.get(config.columns.group or "", ""))
@@ -466,12 +485,14 @@ def _parquet(item: Item, config: Data, start: int) -> Iterator[Found]:
         strings = [n for n, t in kinds.items() if arrow.types.is_string(t) or arrow.types.is_large_string(t)]
         lists = [n for n, t in kinds.items() if arrow.types.is_list(t) or arrow.types.is_large_list(t)]
         columns = Columns(item, config)
-        name = text_column(strings + lists, [], config.text.column, by_name=True)
-        if name is None and config.text.column is None and len(strings) == 1:
+        name = None if columns.whole else text_column(strings + lists, [], config.text.column, by_name=True)
+        if columns.whole:
+            pass
+        elif name is None and config.text.column is None and len(strings) == 1:
             name = strings[0]
-        if name is None:
+        if name is None and not columns.whole:
             columns.missing(list(kinds), strings)
-        wanted = [c for c in (name, "title" if name in lists else None, config.columns.group) if c in kinds]
+        wanted = list(kinds) if columns.whole else [c for c in (name, "title" if name in lists else None, config.columns.group) if c in kinds]
         number = 0
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows

@@ -6,6 +6,8 @@ that looks like a special token ("<|endoftext|>") stays text.
 
 from __future__ import annotations
 
+import datetime
+import functools
 import hashlib
 import itertools
 import json
@@ -27,9 +29,22 @@ END, TURN, TURN_END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad
 SPECIAL = [END, TURN, TURN_END, PAD]
 # ChatML: each turn between its markers, the role on the first line.
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if tools %}{{ '<|im_start|>system\n' }}{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] + '\n' }}{% endif %}"
+    "{{ 'Tools:' }}{% for tool in tools %}{{ '\n' + (tool | tojson) }}{% endfor %}{{ '<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{% if not (tools and loop.first and message['role'] == 'system') %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}{% for call in message['tool_calls'] or [] %}"
+    "{{ '<tool_call>' + (call['function'] | tojson) + '</tool_call>' }}{% endfor %}{{ '<|im_end|>' + '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# For tokenizers without ChatML's markers: roles by name, the end of a text after each answer.
+PLAIN_TEMPLATE = (
+    "{% if tools %}{{ 'Tools:' }}{% for tool in tools %}{{ '\n' + (tool | tojson) }}{% endfor %}{{ '\n\n' }}{% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ 'Assistant:' }}{% if message['content'] %}{{ ' ' + message['content'] }}"
+    "{% endif %}{% for call in message['tool_calls'] or [] %}{{ ' <tool_call>' + (call['function'] | tojson) + '</tool_call>' }}{% endfor %}"
+    "{{ eos_token + '\n' }}{% else %}{{ {'system': 'System: ', 'user': 'User: ', 'tool': 'Tool: '}[message['role']] + message['content'] + '\n' }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+TEMPLATES = {"chatml": CHAT_TEMPLATE, "plain": PLAIN_TEMPLATE}
 # Where words begin: a word takes the space before it along, numbers are cut into at most three digits, line ends stand apart from what follows.
 WORDS = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -139,9 +154,13 @@ class Tokenizer:
 
     def encode_rendered(self, text: str) -> list[int]:
         """A rendered chat template: special tokens in it are special."""
+        return list(self.encode_with_offsets(text).ids)
+
+    def encode_with_offsets(self, text: str) -> tokenizers.Encoding:
+        """As `encode_rendered`, with the place in the text of each token."""
         self.core.encode_special_tokens = False
         try:
-            return list(self.core.encode(text, add_special_tokens=False).ids)
+            return self.core.encode(text, add_special_tokens=False)
         finally:
             self.core.encode_special_tokens = True
 
@@ -156,33 +175,34 @@ class Tokenizer:
             value = next((t["template"] for t in value if t.get("name") == "default"), value[0]["template"] if value else None)
         return value
 
-    def render(self, messages: Sequence[dict[str, Any]], *, prompt: bool = True) -> str:
+    def render(
+        self, messages: Sequence[dict[str, Any]], *, prompt: bool = True, tools: Sequence[Any] | None = None, template: str | None = None
+    ) -> str:
         """Messages through the chat template, in a sandbox: a template is code that came with a download.
+
+        Args:
+            prompt: the beginning of an answer follows.
+            template: another one than the tokenizer's own.
 
         Raises:
             ModelError: there is no template, or it refuses the messages.
         """
         from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        if not self.chat_template:
+        if not (source := template or self.chat_template):
             raise ModelError(
                 "this model has no chat template: it continues text, it does not answer",
                 "这个模型没有对话模板：它会续写文本，但不会对话",
                 fix='groundup generate MODEL "prompt"',
             )
-
-        def refuse(message: str) -> None:
-            raise TemplateError(message)
-
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        environment.globals["raise_exception"] = refuse
         facts = {name: value for name, value in self.settings.items() if name.endswith("_token") and isinstance(value, str)}
         try:
-            return environment.from_string(self.chat_template).render(messages=list(messages), add_generation_prompt=prompt, **facts)
-        except TemplateError as error:
+            return _compiled(source).render(messages=list(messages), tools=tools or None, add_generation_prompt=prompt, **facts)
+        except (TemplateError, TypeError, KeyError) as error:
             raise ModelError(
-                "the chat template refuses these messages: {why}", "对话模板拒绝了这些消息：{why}", why=error.message or error
+                "the chat template refuses these messages: {why}",
+                "对话模板拒绝了这些消息：{why}",
+                why=getattr(error, "message", None) or error,
             ) from error
 
     def turn_ends(self) -> list[int]:
@@ -196,6 +216,24 @@ class Tokenizer:
         files.write_text(folder / "tokenizer.json", self.core.to_str(pretty=True))
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **self.settings}
         files.write_json(folder / "tokenizer_config.json", settings | {"model_max_length": context})
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(template: str) -> Any:
+    """A template in the environment that transformers gives it: the same text comes out."""
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment.filters["tojson"] = tojson
+    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.datetime.now().strftime(form)}
+    return environment.from_string(template)
 
 
 def pieces(text: str, size: int = PIECE) -> Iterator[str]:

@@ -86,6 +86,11 @@ class Task(ABC):
     def fit(self, dataset: Dataset, train: NDArray[np.int64]) -> None:
         """Learns labels and normalisation from the training records. Raises DataError where they do not fit the task."""
 
+    @staticmethod
+    def reads(config: Data) -> Data:
+        """The data section as this task wants its records read."""
+        return config
+
     @abstractmethod
     def state(self) -> dict[str, Any]:
         """What `fit` learned, JSON-able: {'labels': ..., 'preprocessor': ...}."""

@@ -289,12 +289,17 @@ class LanguageModeling(Task):
         else:
             logits = model(batch.inputs).flatten(0, 1).float()
             loss, hit = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none"), logits.argmax(1) == targets
-        shape = batch.targets.shape
-        rows = torch.stack(
-            [loss.view(shape).double().sum(1), (batch.targets != IGNORED).double().sum(1), hit.view(shape).double().sum(1)], 1
-        )
+        counted = targets != IGNORED
+        unit, count = self._units(batch)
+        rows = torch.zeros(count, 3, dtype=torch.float64, device=loss.device)
+        rows.index_add_(0, unit.flatten(), torch.stack([loss, counted, hit & counted], 1).double())
         metrics.update(rows, batch.targets, 0.0)
         return rows
+
+    def _units(self, batch: TokenBatch) -> tuple[Tensor, int]:
+        """What intervals are drawn over: the number of each position's unit, int64 [B, T], and how many there are. Here windows."""
+        rows = len(batch.targets)
+        return torch.arange(rows, device=batch.targets.device)[:, None].expand_as(batch.targets), rows
 
     def metrics(self) -> MetricSet:
         return LanguageMetrics(math.nan)

@@ -1,0 +1,204 @@
+"""Records of the field's formats as conversations: OpenAI messages, ShareGPT, Alpaca, prompt and completion, plain text.
+
+A conversation is kept as one line of JSON, `{"messages": [{"role", "content"}, ...], "tools": [...]}` or `{"text": ...}`, so that all that is done with
+text (copies, splits, what is left out and why) is done with conversations in the same way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from groundup.data.cleaning import Reason
+
+ROLES = ("system", "user", "assistant", "tool")
+# What other systems call the roles, and ShareGPT's speakers.
+SPEAKERS = {
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant", "chatgpt": "assistant", "system": "system",
+    "developer": "system", "tool": "tool", "observation": "tool", "function_response": "tool", "ipython": "tool", "function_call": "assistant",
+}  # fmt: skip
+PROMPTS, COMPLETIONS = ("prompt", "question", "query", "input", "text_a"), ("completion", "response", "answer", "output", "target")
+FORMATS = "messages; conversations (ShareGPT); instruction, input, output (Alpaca); prompt, completion; text"
+
+
+def read(record: Any) -> dict[str, Any] | Reason:
+    """A record as a conversation, or why it is none. Turns are counted from 1."""
+    if isinstance(record, str):
+        return {"text": record} if record.strip() else _empty("the text")
+    if not isinstance(record, dict):
+        return Reason(
+            "not a record", f"{type(record).__name__} where an object is expected", f"应为对象，却是 {type(record).__name__}", damaged=True
+        )
+    if "chosen" in record or "rejected" in record:
+        return Reason(
+            "preference",
+            "a preference pair: it has a chosen and a rejected answer",
+            "这是偏好对：含有 chosen 与 rejected 回答",
+            damaged=True,
+        )
+    turns: list[Any] | Reason
+    if isinstance(record.get("messages"), list):
+        turns = _openai(record["messages"])
+    elif isinstance(record.get("conversations", record.get("conversation")), list):
+        turns = _sharegpt(record.get("conversations", record.get("conversation")), record.get("system"))
+    elif "instruction" in record:
+        turns = _alpaca(record)
+    else:
+        turns = _pair(record)
+        if turns == [] and isinstance(record.get("text"), str):
+            return {"text": record["text"]} if record["text"].strip() else _empty("the text")
+        if turns == []:
+            listed = ", ".join(map(str, record)) or "(none)"
+            return Reason(
+                "format",
+                f"no format that is known: it has {listed}; known: {FORMATS}",
+                f"格式未知：字段有 {listed}；支持：{FORMATS}",
+                damaged=True,
+            )
+    if isinstance(turns, Reason):
+        return turns
+    if (reason := wrong(turns)) is not None:
+        return reason
+    tools = _tools(record)
+    if isinstance(tools, Reason):
+        return tools
+    return {"messages": turns, "tools": tools} if tools else {"messages": turns}
+
+
+def line(conversation: dict[str, Any]) -> str:
+    return json.dumps(conversation, ensure_ascii=False)
+
+
+def wrong(turns: Sequence[dict[str, Any]]) -> Reason | None:
+    """What is wrong with the turns of a conversation."""
+    if not turns:
+        return _empty("the conversation")
+    before = ""
+    for number, turn in enumerate(turns, 1):
+        role = turn["role"]
+        if role == "system" and number > 1:
+            return _order(number, "'system' may only come first", "'system' 只能在最前面")
+        if role == before and role in ("user", "system"):
+            return _order(number, f"'{role}' follows '{role}'", f"'{role}' 接在 '{role}' 之后")
+        if role == "tool" and before not in ("assistant", "tool"):
+            return _order(number, "'tool' follows no call", "'tool' 之前没有调用")
+        if role == "assistant" and before in ("", "system"):
+            return _order(number, "'assistant' speaks before 'user'", "'assistant' 在 'user' 之前发言")
+        if not turn["content"].strip() and not turn.get("tool_calls"):
+            return Reason("empty", f"turn {number} ('{role}') is empty", f"第 {number} 轮（'{role}'）为空", damaged=True)
+        before = role
+    if not any(turn["role"] == "assistant" for turn in turns):
+        return Reason("nothing to learn", "it has no turn of the assistant", "没有 assistant 的发言", damaged=True)
+    return None
+
+
+def _empty(what: str) -> Reason:
+    return Reason("empty", f"{what} is empty", "内容为空", damaged=True)
+
+
+def _order(number: int, why: str, why_zh: str) -> Reason:
+    return Reason("order", f"turn {number}: {why}", f"第 {number} 轮：{why_zh}", damaged=True)
+
+
+def _text(value: Any) -> str | None:
+    """The text of a message's content: a string, null, or parts of which only those of text are read."""
+    if value is None:
+        return ""
+    if isinstance(value, list) and all(isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in value):
+        return "".join(p["text"] for p in value)
+    return value if isinstance(value, str) else None
+
+
+def _turn(number: int, role: Any, content: Any, calls: Any = None) -> dict[str, Any] | Reason:
+    known = SPEAKERS.get(role.lower()) if isinstance(role, str) else None
+    if known is None:
+        shown = repr(role)
+        return Reason("role", f"turn {number} has role {shown}; expected one of {', '.join(ROLES)}",
+                      f"第 {number} 轮的角色是 {shown}；应为 {', '.join(ROLES)} 之一", damaged=True)  # fmt: skip
+    text = _text(content)
+    if text is None:
+        return Reason("content", f"turn {number}: its content is not text", f"第 {number} 轮：内容不是文本", damaged=True)
+    if calls is not None and not (isinstance(calls, list) and all(isinstance(c, dict) for c in calls)):
+        return Reason(
+            "content", f"turn {number}: tool_calls is not a list of objects", f"第 {number} 轮：tool_calls 不是对象列表", damaged=True
+        )
+    return {"role": known, "content": text, **({"tool_calls": calls} if calls else {})}
+
+
+def _all(turns: Sequence[dict[str, Any] | Reason]) -> list[Any] | Reason:
+    return next((t for t in turns if isinstance(t, Reason)), list(turns))
+
+
+def _openai(messages: list[Any]) -> list[Any] | Reason:
+    made: list[dict[str, Any] | Reason] = []
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, dict) or "role" not in message:
+            return Reason("schema", f"turn {number} has no 'role'", f"第 {number} 轮没有 'role'", damaged=True)
+        made.append(_turn(number, message["role"], message.get("content"), message.get("tool_calls")))
+    return _all(made)
+
+
+def _sharegpt(turns: Any, system: Any) -> list[Any] | Reason:
+    made: list[dict[str, Any] | Reason] = [_turn(0, "system", system)] if isinstance(system, str) and system.strip() else []
+    for number, turn in enumerate(turns, 1):
+        speaker = turn.get("from", turn.get("role")) if isinstance(turn, dict) else None
+        if speaker is None:
+            return Reason("schema", f"turn {number} has no 'from'", f"第 {number} 轮没有 'from'", damaged=True)
+        value = turn.get("value", turn.get("content"))
+        if speaker == "function_call":
+            try:
+                calls = json.loads(value)
+            except (TypeError, ValueError):
+                return Reason("content", f"turn {number}: the call is not JSON", f"第 {number} 轮：调用不是 JSON", damaged=True)
+            made.append(
+                _turn(number, speaker, "", [{"type": "function", "function": c} for c in (calls if isinstance(calls, list) else [calls])])
+            )
+        else:
+            made.append(_turn(number, speaker, value))
+    return _all(made)
+
+
+def _alpaca(record: dict[str, Any]) -> list[Any] | Reason:
+    instruction, more, output = (record.get(k) or "" for k in ("instruction", "input", "output"))
+    if "output" not in record:
+        return Reason("schema", "it has 'instruction' and no 'output'", "有 'instruction' 但没有 'output'", damaged=True)
+    history = record.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(h, list | tuple) and len(h) == 2 for h in history):
+        return Reason("schema", "'history' is not a list of pairs", "'history' 不是成对的列表", damaged=True)
+    if not all(isinstance(v, str) for v in (instruction, more, output)):
+        return Reason("content", "instruction, input and output must be texts", "instruction、input、output 应为文本", damaged=True)
+    turns: list[tuple[str, Any]] = [("system", record["system"])] if record.get("system") else []
+    for asked, answered in history:
+        turns += [("user", asked), ("assistant", answered)]
+    turns += [("user", f"{instruction}\n{more}" if more.strip() else instruction), ("assistant", output)]
+    return _all([_turn(n, role, content) for n, (role, content) in enumerate(turns, 1)])
+
+
+def _pair(record: dict[str, Any]) -> list[Any] | Reason:
+    """A question and its answer, texts or lists of messages; an empty list where there is no such pair."""
+    prompt = next((k for k in PROMPTS if k in record), None)
+    completion = next((k for k in COMPLETIONS if k in record and k != prompt), None)
+    if prompt is None or completion is None:
+        return []
+    first, second = record[prompt], record[completion]
+    before = _openai(first) if isinstance(first, list) else _all([_turn(1, "user", first)])
+    if isinstance(before, Reason):
+        return before
+    after = _openai(second) if isinstance(second, list) else _all([_turn(len(before) + 1, "assistant", second)])
+    if isinstance(after, Reason):
+        return after
+    system = record.get("system")
+    return ([{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []) + before + after
+
+
+def _tools(record: dict[str, Any]) -> list[Any] | Reason:
+    value = record.get("tools")
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return Reason("schema", "'tools' is not JSON", "'tools' 不是 JSON", damaged=True)
+    if value is not None and not isinstance(value, list | str):
+        return Reason("schema", "'tools' is not a list", "'tools' 不是列表", damaged=True)
+    return value if isinstance(value, list) else []

@@ -1,0 +1,187 @@
+"""A model learns to answer: conversations through the chat template, and only what the assistant says is trained."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from groundup.core import console
+from groundup.core.errors import RecipeError
+from groundup.core.messages import say
+from groundup.core.recipe import Data
+from groundup.core.registry import TASKS, Card
+from groundup.data.chat_tokens import ConversationStream, template_for, tokenize_conversations
+from groundup.data.dataset import Dataset
+from groundup.data.order import CounterRandom
+from groundup.metrics import LanguageMetrics, MetricSet
+from groundup.tasks.base import Batch, Encoded
+from groundup.tasks.language_modeling import LanguageModeling, TokenBatch
+
+
+@dataclass
+class EncodedConversations(Encoded):
+    """A split's conversations, one record each; several share a row of a batch."""
+
+    stream: ConversationStream
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+
+@TASKS.register(
+    "instruction-tuning",
+    Card(
+        summary="a language model learns to answer: only the assistant's turns are trained",
+        summary_zh="语言模型学习回答：只训练助手的发言",
+        source="Ouyang et al., InstructGPT, arXiv 2203.02155, 3.1; packing without contamination: Krell et al., arXiv 2107.02027",
+        shapes="tokens int64 [rows, T] -> logits [rows, T, vocabulary]",
+        limits="needs a model to start from (groundup tune MODEL --data FILE)",
+    ),
+)
+class InstructionTuning(LanguageModeling):
+    """
+    Args:
+        context: tokens of a conversation at most, 'auto' the model's; what is longer is cut at its end, and counted.
+        template: 'auto' (the model's own chat template), 'chatml' or 'plain'; it is written into the tuned model's folder.
+        train_on: 'assistant' (its turns with their ends) or 'all'.
+        prompts: questions whose answers are sampled at every evaluation.
+    """
+
+    def __init__(
+        self,
+        context: int | str = "auto",
+        template: str = "auto",
+        train_on: Literal["assistant", "all"] = "assistant",
+        z_loss: float = 0.0,
+        logit_softcap: float | None = None,
+        prompts: Sequence[str] = (),
+        sample_tokens: int = 64,
+    ) -> None:
+        if context != "auto" and (isinstance(context, bool) or not isinstance(context, int)):
+            raise RecipeError(
+                "task.context = {value}: a whole number or auto is expected", "task.context = {value}：应为整数或 auto", value=context,
+                fix="--set task.context=512",
+            )  # fmt: skip
+        super().__init__(2 if context == "auto" else int(context), "auto", "auto", z_loss, logit_softcap, prompts, sample_tokens)
+        self.wanted_context, self.wanted_template, self.train_on = context, template, train_on
+        self.template, self.template_name = "", ""
+
+    def _set_context(self, context: int) -> None:
+        super()._set_context(context)
+        self.tokens_per_sample = 0  # conversations are of any length
+        self.evaluation_batch = 16
+
+    @staticmethod
+    def reads(config: Data) -> Data:
+        """Records as conversations. Examples of one kind resemble each other by nature: only those with all words alike are copies."""
+        text: dict[str, Any] = {"document": "conversation"}
+        if "near_duplicates" not in config.text.model_fields_set:
+            text["near_duplicates"] = 1.0
+        return config.model_copy(update={"text": config.text.model_copy(update=text)})
+
+    def read_files(self, folder: Path) -> None:
+        super().read_files(folder)
+        assert self.tokenizer is not None
+        self.template, self.template_name = template_for(self.tokenizer, self.wanted_template)
+
+    def fit(self, dataset: Dataset, train: NDArray[np.int64]) -> None:
+        if self.tokenizer is None:
+            raise RecipeError(
+                "instruction-tuning needs a model to start from",
+                "instruction-tuning 需要一个起始模型",
+                fix="groundup tune MODEL --data FILE   or   --set init=MODEL",
+            )
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        if self.wanted_context != "auto":
+            self._set_context(min(int(self.wanted_context), self.context))
+
+    def own_state(self) -> dict[str, Any]:
+        """The base's context stays, unless the recipe asks for another."""
+        own = {"softcap": self.softcap, "template": self.template_name, "train_on": self.train_on}
+        return own if self.wanted_context == "auto" else {"context": int(self.wanted_context), **own}
+
+    def decisions(self) -> list[tuple[str, Any, str, str]]:
+        return [
+            (
+                "template",
+                self.template_name,
+                f"chat template: {self.template_name}; trained: {self.train_on}",
+                f"对话模板：{'模型自带' if self.template_name == 'its own' else self.template_name}；训练对象：{self.train_on}",
+            )
+        ]
+
+    def write_files(self, folder: Path) -> None:
+        assert self.tokenizer is not None
+        self.tokenizer.settings["chat_template"] = self.template
+        self.tokenizer.save(folder, self.context)
+
+    # -- training and evaluation -------------------------------------------------------------------------------------------
+    def prepare(
+        self,
+        dataset: Dataset,
+        index: NDArray[np.int64],
+        device: torch.device,
+        *,
+        workers: int = 0,
+        on_restart: Callable[[str], None] | None = None,
+    ) -> Encoded:
+        assert self.tokenizer is not None
+        facts = (dataset.fingerprint, index.tobytes(), self.tokenizer.digest, self.template, self.train_on, self.context)
+        with console.progress() as told:
+            stream = tokenize_conversations(
+                lambda: dataset.inputs.texts(index), len(index), self.tokenizer, self.template,
+                context=self.context, train_on=self.train_on, key=hashlib.sha256(repr(facts).encode()).hexdigest()[:40], progress=told,
+            )  # fmt: skip
+        if (cut := stream.facts["cut"]) or stream.facts["left_out"]:
+            lost = stream.facts["lost_tokens"]
+            out = "".join(f"; {n} {why}" for why, n in stream.facts["left_out"].items())
+            console.line(
+                say(
+                    "! {cut} of {n} conversations are longer than {context} tokens and cut at their end ({lost:,} tokens lost){out}",
+                    "! {n} 条对话中有 {cut} 条超过 {context} 个词元，已截断末尾（丢失 {lost:,} 个词元）{out}",
+                    cut=cut, n=len(index), context=self.context, lost=lost, out=out,
+                ),
+                style="yellow",
+            )  # fmt: skip
+        nothing = torch.zeros(0, device=device)
+        return EncodedConversations(nothing, nothing, lambda i: str(dataset.inputs.describe(int(index[stream.records[i]]))), stream, device)
+
+    def batch(self, encoded: Encoded, index: Tensor, *, training: bool, rng: CounterRandom | None) -> Batch:
+        assert isinstance(encoded, EncodedConversations)
+        tokens, targets, documents = (torch.from_numpy(a).to(encoded.device) for a in encoded.stream.fetch(index.cpu().numpy()))
+        return TokenBatch(tokens, targets, None if len(tokens) == len(index) and bool((documents <= 0).all()) else documents)
+
+    def _units(self, batch: TokenBatch) -> tuple[Tensor, int]:
+        """Conversations, of which several may stand in a row."""
+        if batch.documents is None:
+            return super()._units(batch)
+        own = batch.documents + torch.arange(len(batch.documents), device=batch.documents.device)[:, None] * (
+            int(batch.documents.max()) + 1
+        )
+        _, unit = torch.unique(own, return_inverse=True)  # padding is a unit of nothing
+        return unit, int(unit.max()) + 1
+
+    def metrics_of(self, encoded: Encoded) -> MetricSet:
+        assert isinstance(encoded, EncodedConversations)
+        return LanguageMetrics(encoded.stream.bytes / max(1, encoded.stream.supervised))
+
+    def samples(self, model: Any) -> list[dict[str, str]]:
+        from groundup.models.generation import Sampling, generate
+
+        if not self.prompts or self.tokenizer is None:
+            return []
+        turns = [[{"role": "user", "content": prompt}] for prompt in self.prompts]
+        rows = [self.tokenizer.encode_rendered(self.tokenizer.render(t, template=self.template))[: self.context - 1] for t in turns]
+        how = Sampling(max_tokens=self.sample_tokens, temperature=0, stop_tokens=self.tokenizer.turn_ends())
+        return [{"prompt": p, "text": self.tokenizer.decode(ids)} for p, ids in zip(self.prompts, generate(model, rows, how))]

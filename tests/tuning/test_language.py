@@ -1,0 +1,270 @@
+"""Tuning language models: formats, template and mask, packing, adapters both ways with PEFT, before and after."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import groundup as gu
+from groundup import modelfolder, pipeline
+from groundup.core.errors import DataError, ModelError, RecipeError
+from groundup.data import conversations
+from groundup.data.chat_tokens import IGNORED, parse, render, template_for, tokenize_conversations
+from groundup.data.tokenizers import TEMPLATES, train_bpe
+from groundup.models import lora
+from groundup.models.base import build_model
+
+TEXT = ["User: what is the colour of the sky? Assistant: blue. 天空是什么颜色？蓝色。\n" * 20]
+
+
+def tokenizer():
+    return train_bpe(TEXT * 3, 300)
+
+
+def examples(n, seed=0):
+    """Questions with one right answer each."""
+    rng = random.Random(seed)
+    return [{"instruction": f"add {a} and {b}", "output": str(a + b)} for a, b in ((rng.randint(0, 9), rng.randint(0, 9) + i) for i in range(n))]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A small language model of our own, hardly trained."""
+    folder = tmp_path_factory.mktemp("base")
+    (folder / "text.txt").write_text("\n".join(f"{e['instruction']}: {e['output']}" for e in examples(400)), encoding="utf-8")
+    run = gu.train(
+        {
+            "name": "base", "task": {"name": "language-modeling", "context": 64, "vocabulary": 300},
+            "data": {"source": str(folder / "text.txt"), "split": {"by": "contiguous"}}, "model": {"name": "decoder", "layers": 2, "width": 32, "heads": 2},
+            "train": {"steps": 5, "batch_size": 4},
+        },
+        out=folder / "run",
+    )  # fmt: skip
+    return run.path
+
+
+def test_every_format_becomes_the_same_conversation():
+    asked, told = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}
+    for record in (
+        {"messages": [asked, told]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "2 + 2?"}]}, told]},
+        {"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]},
+        {"instruction": "2 + 2?", "input": "", "output": "4"},
+        {"prompt": "2 + 2?", "completion": "4"},
+        {"question": "2 + 2?", "answer": "4"},
+        {"prompt": [asked], "completion": [told]},
+    ):
+        assert conversations.read(record) == {"messages": [asked, told]}, record
+    assert conversations.read({"text": "a story"}) == {"text": "a story"}
+    found = conversations.read({"instruction": "c", "input": "d", "output": "e", "system": "s", "history": [["a", "b"]]})
+    assert [(t["role"], t["content"]) for t in found["messages"]] == [
+        ("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c\nd"), ("assistant", "e"),
+    ]  # fmt: skip
+    called = conversations.read(
+        {
+            "conversations": [
+                {"from": "human", "value": "weather?"}, {"from": "function_call", "value": '{"name": "weather", "arguments": {}}'},
+                {"from": "observation", "value": "rain"}, {"from": "gpt", "value": "It rains."},
+            ],
+            "tools": '[{"name": "weather"}]',
+        }
+    )  # fmt: skip
+    assert called["tools"] == [{"name": "weather"}] and called["messages"][1]["tool_calls"][0]["function"]["name"] == "weather"
+
+
+@pytest.mark.parametrize(
+    "record, code, words",
+    [
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "bot", "content": "b"}]}, "role", "turn 2 has role 'bot'"),
+        ({"messages": [{"content": "a"}]}, "schema", "turn 1 has no 'role'"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}, "order", "turn 2: 'user' follows 'user'"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "order", "before 'user'"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "nothing to learn", "no turn of the assistant"),
+        ({"messages": [{"role": "user", "content": " "}, {"role": "assistant", "content": "b"}]}, "empty", "turn 1"),
+        ({"messages": []}, "empty", "empty"),
+        ({"messages": [{"role": "user", "content": {"image": 1}}]}, "content", "not text"),
+        ({"instruction": "a"}, "schema", "no 'output'"),
+        ({"instruction": "a", "output": ""}, "empty", "turn 2"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference", "preference pair"),
+        ({"a": 1, "b": 2}, "format", "it has a, b"),
+        ([1], "not a record", "list"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_turn(record, code, words):
+    reason = conversations.read(record)
+    assert reason.code == code and words in reason.en and reason.zh != reason.en
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_serving_renders_what_training_saw_and_only_answers_are_trained(name):
+    made = tokenizer()
+    turns = [
+        {"role": "system", "content": "be brief"}, {"role": "user", "content": "the colour of the sky?"}, {"role": "assistant", "content": "blue"},
+        {"role": "user", "content": "天空？"}, {"role": "assistant", "content": "蓝色。"},
+    ]  # fmt: skip
+    for tools in (None, [{"name": "look"}]):
+        found = render(made, TEMPLATES[name], {"messages": turns, "tools": tools})
+        for at in (2, 4):  # the prompt that a server would send for each answer
+            prompt = made.encode_rendered(made.render(turns[:at], tools=tools, template=TEMPLATES[name]))
+            assert found.ids[: len(prompt)].tolist() == prompt
+            assert found.trained[len(prompt)] and not found.trained[len(prompt) - 1]
+        taught = made.decode(found.ids[found.trained].tolist(), special=True)
+        end = "<|im_end|>" if name == "chatml" else "<|endoftext|>"
+        assert taught.replace(" ", "") == f"blue{end}蓝色。{end}"
+    assert bool(render(made, TEMPLATES[name], {"messages": turns}, "all").trained.all())
+    with pytest.raises(DataError, match="known: auto"):
+        template_for(made, "nonsense")
+
+
+def test_a_template_that_rewrites_turns_is_refused():
+    made = tokenizer()
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(ModelError, match="writes earlier turns anew"):
+        render(made, "{{ messages | length }}{% if add_generation_prompt %}?{% endif %}", {"messages": turns})
+
+
+def stream(records, context=200, key="k"):
+    made = tokenizer()
+    lines = [conversations.line(conversations.read(r)) for r in records]
+    return tokenize_conversations(lambda: lines, len(lines), made, TEMPLATES["chatml"], context=context, train_on="assistant", key=key)
+
+
+def test_packed_rows_lose_and_mix_nothing():
+    records = examples(40) + [{"text": "the colour of the sky " * 8}]
+    s = stream(records)
+    index = np.array([40, 3, 3, 17, 0, 25])
+    tokens, targets, documents = s.fetch(index)
+    assert len(tokens) < len(index), "several share a row"
+    torch.manual_seed(0)
+    model = build_model("decoder", {"layers": 2, "width": 32, "heads": 2}, (256,), 300).double()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+
+    def loss(rows):
+        x, y, d = (torch.from_numpy(a) for a in rows)
+        return torch.nn.functional.cross_entropy(model.head(model.features(x, d)).flatten(0, 1), y.flatten(), ignore_index=IGNORED, reduction="sum")
+
+    alone = sum(loss(s.fetch(index[i : i + 1])).item() for i in range(len(index)))
+    assert abs(loss((tokens, targets, documents)).item() - alone) < 1e-8 * alone
+    assert int((targets != IGNORED).sum()) == sum(int(s.trained[s.starts[i] + 1 : s.starts[i + 1]].sum()) for i in index)
+
+
+def test_what_is_cut_or_empty_is_counted_and_nothing_at_all_is_an_error():
+    long = {"instruction": "the colour " * 30, "output": "blue"}
+    s = stream([*examples(3), long], context=30, key="cut")
+    assert len(s) == 3 and s.facts["left_out"] == {"hold nothing to learn within the context": 1}
+    s = stream([*examples(3), {"instruction": "sky", "output": "blue " * 50}], context=30, key="cut2")
+    assert s.facts["cut"] == 1 and s.facts["lost_tokens"] > 0 and int(s.starts[-1] - s.starts[-2]) == 31
+    with pytest.raises(DataError, match="nothing to learn from: 1 hold"):
+        stream([long], context=30, key="none")
+    assert parse("no json") == {"text": "no json"}
+
+
+@pytest.mark.parametrize("options", [{}, {"rs": True}, {"dora": True}, {"targets": ["q_proj", "v_proj"], "rank": 2}])
+def test_adapters_change_nothing_at_first_and_are_merged_exactly(options):
+    torch.manual_seed(0)
+    model = build_model("decoder", {"layers": 2, "width": 32, "heads": 2}, (64,), 300)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    x = torch.randint(0, 300, (2, 20))
+    before = model(x)
+    from groundup.tuning.lora import lora as method
+
+    frozen = method(model, **options)
+    torch.testing.assert_close(model(x), before, atol=1e-5, rtol=1e-5)
+    still = {id(p) for m in frozen for p in m.parameters()}
+    trained = [n for n, p in model.named_parameters() if id(p) not in still]
+    assert trained and all("lora_" in n for n in trained)
+    for n, p in model.named_parameters():
+        if "lora_B" in n or "magnitude" in n:
+            torch.nn.init.normal_(p, mean=1.0 if "magnitude" in n else 0.0, std=0.1)
+    changed = model(x)
+    changed.sum().backward()
+    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for n, p in model.named_parameters() if n in trained)
+    lora.merge(model)
+    assert not lora.adapted(model)
+    torch.testing.assert_close(model(x), changed, atol=1e-4, rtol=1e-4)
+    with pytest.raises(RecipeError, match="matches no linear layer"):
+        method(model, targets=["qqq"])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("options", [{}, {"dora": True}, {"rs": True}])
+def test_peft_reads_ours_and_we_read_peft(base, tmp_path, options):
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(json.dumps(e) for e in examples(60)), encoding="utf-8")
+    more = {f"method.{k}": v for k, v in options.items()}
+    run = gu.tune(base, str(data), "lora", {"train.steps": 5, "optim.lr": 0.05, "method.rank": 4, **more}, out=tmp_path / "run")
+    ours = run.load()
+    x = torch.randint(0, 300, (2, 20))
+    with torch.no_grad():
+        expected = ours.model(x)
+        assert not torch.allclose(expected, modelfolder.load(base).model(x), atol=1e-3)
+        plain = AutoModelForCausalLM.from_pretrained(base / "model")
+        torch.testing.assert_close(peft.PeftModel.from_pretrained(plain, run.model).eval()(x).logits, expected, atol=1e-4, rtol=1e-4)
+
+        plain = AutoModelForCausalLM.from_pretrained(base / "model")
+        config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], use_rslora="rs" in options, use_dora="dora" in options)
+        theirs = peft.get_peft_model(plain, config)
+        for n, p in theirs.named_parameters():
+            if "lora_B" in n:
+                torch.nn.init.normal_(p, std=0.1)
+        theirs.save_pretrained(tmp_path / "peft")
+        model = modelfolder.load(base).model
+        lora.read_adapter(model, tmp_path / "peft")
+        torch.testing.assert_close(model.eval()(x), theirs.eval()(x).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_tune_recognises_the_file_and_tells_before_and_after(base, tmp_path, capsys):
+    data = tmp_path / "问答 数据.json"
+    data.write_text("\ufeff" + json.dumps(examples(120), ensure_ascii=False), encoding="utf-8")
+    run = gu.tune(base, str(data), "full", {"train.steps": 60, "optim.lr": 0.01}, out=tmp_path / "run")
+    assert run.result["task"] == "instruction-tuning"
+    rows = {r["metric"]: r for r in run.result["before_after"]["rows"] if r["what"] == "new data"}
+    assert rows["loss"]["after"] < rows["loss"]["before"] and rows["token_accuracy"]["after"] > rows["token_accuracy"]["before"]
+    loaded = run.load()
+    assert loaded.task.tokenizer.chat_template and pipeline.evaluate(run.path, str(data), split="all")["records"] == 113  # seven examples occur twice
+    again = gu.tune(run.path, str(data), "lora", {"train.steps": 2}, out=tmp_path / "more")
+    assert (again.path / "model" / "adapter_config.json").is_file()
+    on = gu.tune(again.path, str(data), "lora", {"train.steps": 2}, out=tmp_path / "on")
+    assert json.loads((on.path / "model" / "groundup.json").read_text())["parent"]["path"] == str(run.path / "model")
+
+
+def test_an_adapter_knows_its_base(base, tmp_path):
+    import shutil
+
+    shutil.copytree(base / "model", tmp_path / "copy")
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(json.dumps(e) for e in examples(40)), encoding="utf-8")
+    run = gu.tune(tmp_path / "copy", str(data), "lora", {"train.steps": 2}, out=tmp_path / "run")
+    other = gu.train(tmp_path / "run" / "recipe.yaml", {"train.steps": 1}, out=tmp_path / "same")
+    assert other.load().card["parent"]["path"] == str(tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy")
+    with pytest.raises(ModelError):
+        run.load()
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_stopped_tuning_goes_on_exactly(base, tmp_path, method):
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(json.dumps(e) for e in examples(60)), encoding="utf-8")
+    settings = {"train.steps": 12, "train.deterministic": True, "train.save_every": 4}
+    if method == "lora":
+        settings["method.dropout"] = 0.1
+    whole = gu.tune(base, str(data), method, settings, out=tmp_path / "whole")
+    part = gu.tune(base, str(data), method, settings, out=tmp_path / "part")
+    (part.path / "result.json").unlink()
+    import shutil
+
+    shutil.rmtree(part.path / "model")
+    for folder in sorted((part.path / "checkpoints").glob("step-*"))[1:]:
+        shutil.rmtree(folder)
+    again = gu.train(None, out=part.path, resume=True)
+    assert again.result["resumed_from"] is not None
+    a, b = (r.load().model.state_dict() for r in (whole, again))
+    assert all(torch.equal(a[k], b[k]) for k in a)
