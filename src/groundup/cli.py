@@ -147,6 +147,14 @@ def env(context: typer.Context) -> Call:
 
 
 # -- data ----------------------------------------------------------------------------------------------------------------------
+ForModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help=_help("Examples for tuning this language model: as it will see them.", "用于微调该语言模型的样本：按模型看到的样子显示。"),
+    ),
+]
 Source = Annotated[
     str,
     typer.Argument(
@@ -168,24 +176,31 @@ def data_show(
     grid: Annotated[
         Path | None, typer.Option("--grid", metavar="FILE.png", help=_help("Write a grid of training pictures.", "写出训练图片的网格图。"))
     ] = None,
+    model: ForModel = None,
+    page: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE.html", help=_help("With --model: the examples as a page.", "配合 --model：把样本写成网页。")),
+    ] = None,
     json: Json = False,
     lang: Lang = None,
     traceback: Trace = False,
 ) -> Call:
     from groundup import inspecting
 
-    return Call(lambda: inspecting.data_show(spec, _sets(sets), grid), inspecting.print_data, json)
+    return Call(lambda: inspecting.data_show(spec, _sets(sets), grid, model, page), inspecting.print_data, json)
 
 
 @data_app.command(
     "check",
     help=_help("What deserves a look before training; exit 3 when something is wrong.", "训练前值得注意的问题；有错误时退出码为 3。"),
 )
-def data_check(spec: Source, sets: Sets = None, json: Json = False, lang: Lang = None, traceback: Trace = False) -> Call:
+def data_check(
+    spec: Source, sets: Sets = None, model: ForModel = None, json: Json = False, lang: Lang = None, traceback: Trace = False
+) -> Call:
     from groundup import inspecting
 
     return Call(
-        lambda: inspecting.data_check(spec, _sets(sets)),
+        lambda: inspecting.data_check(spec, _sets(sets), model),
         inspecting.print_check,
         json,
         status=lambda r: 3 if any(p["severity"] == "error" for p in r["problems"]) else 0,
@@ -446,15 +461,26 @@ def predict(
 def export(
     model: Model,
     to: Annotated[
-        str,
-        typer.Option("--to", metavar="onnx|torch-export", help=_help("The format (ONNX, or a .pt2 file).", "格式（ONNX 或 .pt2 文件）。")),
-    ],
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="onnx|torch-export|merged",
+            help=_help(
+                "The format: ONNX, a .pt2 file, or a model folder with the adapter merged in.",
+                "格式：ONNX、.pt2 文件，或合并了适配器的模型目录。",
+            ),
+        ),
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help=_help("The same as --to merged.", "等同于 --to merged。"))] = False,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             metavar="FILE",
-            help=_help("The file (default: exports/<name>.onnx or .pt2).", "输出文件（默认：exports/<名称>.onnx 或 .pt2）。"),
+            help=_help(
+                "The file or folder (default: exports/<name>.onnx, .pt2 or -merged).",
+                "输出文件或目录（默认：exports/<名称>.onnx、.pt2 或 -merged）。",
+            ),
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help=_help("Replace a file that is there.", "覆盖已有的文件。"))] = False,
@@ -464,8 +490,14 @@ def export(
     traceback: Trace = False,
 ) -> Call:
     from groundup import inspecting, pipeline
+    from groundup.core.errors import UserError
 
-    return Call(lambda: pipeline.export(model, to, out, force=force, trust_code=trust_code), inspecting.print_export, json)
+    if to is None and not merge:
+        raise UserError("export needs --to or --merge", "export 需要 --to 或 --merge", fix="groundup export MODEL --to onnx")
+    if to is not None and merge and to != "merged":
+        raise UserError("--merge and --to {to} exclude each other", "--merge 与 --to {to} 不能同时使用", to=to)
+    form = to or "merged"
+    return Call(lambda: pipeline.export(model, form, out, force=force, trust_code=trust_code), inspecting.print_export, json)
 
 
 @app.command(

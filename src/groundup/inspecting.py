@@ -128,9 +128,25 @@ def _prepared(spec: str, overrides: dict[str, Any]) -> tuple[Any, bool]:
     return prepare(config, classification=classification, dataset=dataset), classification
 
 
-def data_show(spec: str, overrides: dict[str, Any], grid: Path | None) -> dict[str, Any]:
+def _section(spec: str, overrides: dict[str, Any]) -> Any:
+    """The data section that a SPEC and --set make."""
+    tree = {"name": "data", "task": "-", "model": "-", "data": {"source": spec}}
+    return build(override(tree, overrides), "--set", overridden=overrides).data.model_copy(update={"on_bad_record": "skip"})
+
+
+def data_show(
+    spec: str, overrides: dict[str, Any], grid: Path | None, model: str | None = None, page: Path | None = None
+) -> dict[str, Any]:
     from groundup.data import statistics
 
+    if model is not None:
+        from groundup import chat_view
+
+        facts = chat_view.view(_section(spec, overrides), model)
+        if page is not None:
+            chat_view.write_page(facts, page)
+            facts["page"] = str(page)
+        return facts
     prepared, classification = _prepared(spec, overrides)
     facts = statistics.describe(prepared, classification=classification)
     if grid is not None:
@@ -178,6 +194,11 @@ def _print_text(facts: dict[str, Any]) -> None:
 
 
 def print_data(facts: dict[str, Any]) -> None:
+    if "examples" in facts:
+        from groundup import chat_view
+
+        chat_view.print_view(facts)
+        return
     if facts["kind"] == "text":
         _print_text(facts)
         return
@@ -223,9 +244,18 @@ def print_data(facts: dict[str, Any]) -> None:
         console.line(say("sample grid: {grid}", "样本网格图：{grid}", grid=facts["grid"]))
 
 
-def data_check(spec: str, overrides: dict[str, Any]) -> dict[str, Any]:
+def data_check(spec: str, overrides: dict[str, Any], model: str | None = None) -> dict[str, Any]:
     from groundup.data import statistics
 
+    if model is not None:
+        from groundup import chat_view
+
+        facts = chat_view.view(_section(spec, overrides), model)
+        plain = data_check(spec, {"data.text.document": "conversation", "data.text.near_duplicates": 1.0, **overrides})
+        return plain | {
+            "for_model": {k: v for k, v in facts.items() if k != "examples"},
+            "problems": plain["problems"] + chat_view.problems(facts),
+        }
     prepared, classification = _prepared(spec, overrides)
     wish = overrides.get("data.on_bad_record", "auto")  # what training would do decides how severe a bad record is
     policy = wish if wish != "auto" else "stop" if prepared.dataset.kind == "vector" else "skip"
@@ -238,6 +268,10 @@ def data_check(spec: str, overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def print_check(facts: dict[str, Any]) -> None:
+    if "for_model" in facts:
+        from groundup import chat_view
+
+        chat_view.print_lengths(facts["for_model"])
     if not facts["problems"]:
         console.line(say("{name}: {records:,} records, nothing to remark", "{name}：{records:,} 条记录，没有发现问题", **facts))
     for problem in facts["problems"]:
@@ -384,6 +418,21 @@ def print_evaluation(result: dict[str, Any]) -> None:
 
 
 def print_export(result: dict[str, Any]) -> None:
+    if result["to"] == "merged":
+        console.line(
+            say(
+                "{file}: {size}; opened again, its logits are within {difference:.1e} of base and adapter (at most {tolerance:g}), {agreed:.0%} of "
+                "{n} greedy answers alike",
+                "{file}：{size}；重新打开后，logits 与“基座＋适配器”相差 {difference:.1e}（最多 {tolerance:g}），{n} 个贪心回答中 {agreed:.0%} 相同",
+                file=result["file"],
+                size=files.human_bytes(result["bytes"]),
+                difference=result["largest_difference"],
+                tolerance=result["tolerance"],
+                agreed=result["greedy_agreement"],
+                n=result["prompts"],
+            )
+        )
+        return
     console.line(
         say(
             "{file}: {size}, outputs within {difference:.1e} of the model's (at most {tolerance:g}) at batch sizes {sizes}",

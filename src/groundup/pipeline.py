@@ -405,11 +405,11 @@ def _before_after(job: Job, encoded: Encoded, found: dict[str, Any], split: str)
         scores = evaluate_split(job.task if text else base.task, base.model, encoded, job.plan.device)
         assert scores is not None
         row |= _before(metric, scores)
+        others = [m for m in found["metrics"] if m != metric] if text else []
+        rows = [row, *(_row(m, found) | _before(m, scores) for m in others)]
     else:
+        rows = [row]
         row |= {"note": "the base does not know these labels", "note_zh": "起始模型不认识这些标签"}
-    rows = [row]
-    if text:
-        rows += [_row(m, found) | _before(m, scores) for m in found["metrics"] if m != metric]
     try:
         config = Data.model_validate(base.card["data"]["spec"])
         old = prepare(like_base(base.task.reads(config), base), classification=base.task.classification, kind=base.task.kind)
@@ -739,10 +739,15 @@ def export(
     model: str | Path | Run, to: str, out: str | Path | None = None, *, force: bool = False, trust_code: bool = False
 ) -> dict[str, Any]:
     """Writes a model in another format behind the parity gate. See `exporting.export.export`."""
+    name = str(getattr(model, "path", model))
+    if to == "merged":
+        from groundup.exporting.merge import merge
+
+        return merge(name, out, force=force, trust_code=trust_code)
     _not_for_text(model, "exported", "导出")
     from groundup.exporting.export import export as write
 
-    return write(str(getattr(model, "path", model)), to, out, force=force, trust_code=trust_code)
+    return write(name, to, out, force=force, trust_code=trust_code)
 
 
 def serve(model: str | Path | Run, **options: Any) -> None:
@@ -755,7 +760,7 @@ def serve(model: str | Path | Run, **options: Any) -> None:
 
 def _not_for_text(model: Any, what: str, what_zh: str) -> None:
     name = str(getattr(model, "path", model))
-    if modelfolder.task_name(name) == "language-modeling":
+    if modelfolder.task_name(name) in ("language-modeling", "instruction-tuning"):
         raise ModelError(
             "language models cannot be {what} yet; their folder opens in transformers and vLLM as it is",
             "语言模型暂时还不能{what_zh}；其目录可直接用 transformers 与 vLLM 打开",

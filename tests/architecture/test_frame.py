@@ -17,7 +17,7 @@ SOURCE = Path(groundup.__file__).parent
 # The level of each package (DESIGN: imports only go downwards); names of one level may use each other.
 LEVELS = {
     "env": 0, "core": 0, "data": 1, "models": 1, "metrics": 1, "tasks": 2, "evaluation": 3, "training": 4, "tuning": 5, "recipes": 5,
-    "modelfolder": 5, "automatic": 6, "budget": 6, "serving": 5, "exporting": 5, "jobs": 6, "pipeline": 6, "inspecting": 7, "talking": 7, "demo": 7, "cli": 7, "__main__": 8,
+    "modelfolder": 5, "automatic": 6, "budget": 6, "serving": 5, "exporting": 5, "jobs": 6, "pipeline": 6, "chat_view": 6, "inspecting": 7, "talking": 7, "demo": 7, "cli": 7, "__main__": 8,
 }  # fmt: skip
 
 
@@ -119,9 +119,9 @@ def test_the_command_surface_is_pinned():
         "evaluate": ["--against", "--data", "--out", "--set", "--split", "--trust-code", "--views"],
         "generate": sorted(WRITING), "chat": sorted({*WRITING, "--system"}),
         "predict": ["--trust-code", "--views"], "demo": ["--out"],
-        "export": ["--force", "--out", "--to", "--trust-code"],
+        "export": ["--force", "--merge", "--out", "--to", "--trust-code"],
         "serve": ["--api-key", "--host", "--insecure", "--max-batch", "--port", "--trust-code", "--views"],
-        "env": [], "data show": ["--grid", "--set"], "data check": ["--set"],
+        "env": [], "data show": ["--grid", "--html", "--model", "--set"], "data check": ["--model", "--set"],
         "runs list": ["--root"], "runs show": [], "runs compare": [], "runs verify": [],
     }  # fmt: skip
     assert all(common <= set(v) for k, v in surface.items() if k != "env")  # a program of its own, with verbs of its own

@@ -15,7 +15,7 @@ import pytest
 
 from groundup.core.errors import DataError
 from groundup.core.recipe import Data
-from groundup.data import cleaning, corpus, documents, records
+from groundup.data import cleaning, corpus, decoding, documents, records
 from groundup.data.corpus import is_text, prepare_corpus
 
 CHINESE = "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。我们说这个国家的人都在学习，因为他们想要知道更多。\n"
@@ -339,7 +339,8 @@ def test_very_long_lines(made, write, monkeypatch):
     long = "word " * 2_100_000
     path = write("long.jsonl", lines({"text": "a"}, {"text": long}, {"text": "b"}))
     assert [len(t) for t in everything(made(path, **ALL))] == [1, len(long), 1]
-    monkeypatch.setattr(documents, "LONGEST", 10**6)
+    for module in (decoding, records):
+        monkeypatch.setattr(module, "LONGEST", 10**6)
     c = made(write("long.jsonl", lines({"text": "a"}, {"text": long}, {"text": "c"})), **ALL)
     assert everything(c) == ["a", "c"] and rejected(c)[0]["record"] == "long.jsonl line 2"
     c = made(write("long.txt", f"a\n{long}\nb\n"), text={"document": "line"}, **ALL)
@@ -347,7 +348,7 @@ def test_very_long_lines(made, write, monkeypatch):
 
 
 def test_a_long_file_is_pieces_that_follow_each_other(made, write, monkeypatch):
-    monkeypatch.setattr(documents, "PIECE", 1000)
+    monkeypatch.setattr(records, "PIECE", 1000)
     text = "".join(f"line {i} 春眠不觉晓\n" for i in range(500)) + "不" * 1500 + " end"
     path = write("long.txt", text)
     c = made(path)

@@ -132,7 +132,7 @@ def stream(records, context=200, key="k"):
 
 
 def test_packed_rows_lose_and_mix_nothing():
-    records = examples(40) + [{"text": "the colour of the sky " * 8}]
+    records = [*examples(40), {"text": "the colour of the sky " * 8}]
     s = stream(records)
     index = np.array([40, 3, 3, 17, 0, 25])
     tokens, targets, documents = s.fetch(index)
@@ -268,3 +268,47 @@ def test_a_stopped_tuning_goes_on_exactly(base, tmp_path, method):
     assert again.result["resumed_from"] is not None
     a, b = (r.load().model.state_dict() for r in (whole, again))
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_data_are_shown_and_checked_as_the_model_sees_them(base, tmp_path, capsys):
+    from groundup.cli import main
+
+    data = tmp_path / "a b.jsonl"
+    rows = [*examples(30), {"instruction": "long", "output": "blue " * 200}, {"instruction": "empty", "output": ""}]
+    data.write_text("\n".join(json.dumps(r) for r in rows), encoding="utf-8")
+    assert main(["data", "show", str(data), "--model", str(base), "--html", str(tmp_path / "p.html"), "--lang", "en"]) == 0
+    told = capsys.readouterr().out
+    assert "⟦" in told and "<|im_start|>user" in told and "tokens of an example" in told
+    assert "<mark>" in (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert main(["data", "check", str(data), "--model", str(base), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    words = " ".join(p["message"] for p in facts["problems"])
+    assert "longer than the model's 64 tokens" in words and facts["for_model"]["cut"] == 1
+    assert any("turn 2" in r for p in facts["problems"] for r in [p["message"], *p["records"]])
+
+
+def test_a_merged_folder_says_what_base_and_adapter_say(base, tmp_path, monkeypatch, capsys):
+    from groundup.cli import main
+    from groundup.exporting import merge as merging
+
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(json.dumps(e) for e in examples(40)), encoding="utf-8")
+    run = gu.tune(base, str(data), "lora", {"train.steps": 5, "optim.lr": 0.05}, out=tmp_path / "run")
+    capsys.readouterr()
+    assert main(["export", str(run.path), "--merge", "--out", str(tmp_path / "m"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["largest_difference"] < 1e-4 and result["greedy_agreement"] == 1.0
+    merged = modelfolder.load(tmp_path / "m")
+    x = torch.randint(0, 300, (2, 20))
+    torch.testing.assert_close(merged.model(x), run.load().model(x), atol=1e-4, rtol=1e-4)
+    assert not lora.adapted(merged.model) and (tmp_path / "m" / "config.json").is_file()
+    assert main(["export", str(base), "--merge"]) == 2, "nothing to merge"
+
+    def wrong(model):
+        for m in lora.adapted(model).values():
+            m.lora_B.weight.data.mul_(3)
+        right(model)
+
+    right = lora.merge
+    monkeypatch.setattr(merging.lora, "merge", wrong)
+    assert main(["export", str(run.path), "--merge", "--out", str(tmp_path / "n")]) == 3 and not (tmp_path / "n").exists()

@@ -41,7 +41,7 @@ from groundup.data.records import encoding_of, read_item
 
 __all__ = ["Corpus", "is_text", "prepare_corpus"]
 
-FORMAT = 1  # part of every key: raise it when the same source and settings give another corpus
+FORMAT = 2  # part of every key: raise it when the same source and settings give another corpus
 COMMIT_EVERY = 3.0  # seconds of work that an interruption can cost
 BATCH = (2000, 2**19)  # records, characters that are cleaned at once
 SIMILAR = 0.8  # copies that are kept are told by this similarity
@@ -406,7 +406,7 @@ class _FirstPass:
 
 def _rejection(record: str, reason: Reason, text: str) -> bytes:
     """One line of rejected.jsonl; written by hand, because there may be millions."""
-    row = f'{{"record": {_quoted(record)}, "reason": {_quoted(reason.en)}, "reason_zh": {_quoted(reason.zh)}, "start of text": {_quoted(text[:80])}}}\n'
+    row = f'{{"record": {_quoted(record)}, "code": {_quoted(reason.code)}, "reason": {_quoted(reason.en)}, "reason_zh": {_quoted(reason.zh)}, "start of text": {_quoted(text[:80])}}}\n'
     return row.encode("utf-8", "backslashreplace")
 
 

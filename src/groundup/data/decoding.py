@@ -272,8 +272,8 @@ def read_plain(stream: IO[bytes], config: Data) -> Plain:
     try:
         while len(head) < HEAD and (part := stream.read1(HEAD - len(head))):  # type: ignore[attr-defined]
             head += part
-    except damage() as damage:  # in a compressed file: what stands before is good
-        error = damage
+    except damage() as broken:  # in a compressed file: what stands before is good
+        error = broken
     if config.text.encoding == "auto":
         told = detect(head, whole=len(head) < HEAD and error is None)
         if isinstance(told, Reason) and told.code == "binary":

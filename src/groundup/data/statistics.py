@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from groundup.core import files
 from groundup.core.errors import DataError
+from groundup.data.cleaning import CODES_ZH
 from groundup.data.order import permutation
 from groundup.data.pictures import pil_picture
 from groundup.data.prepare import Prepared, labels_of, natural, numeric_target
@@ -79,14 +81,15 @@ def problems(prepared: Prepared, *, classification: bool) -> list[dict[str, Any]
 
     if dataset.kind == "text":
         corpus = dataset.inputs
-        for reason, count in corpus.statistics["rejected"].items():
+        for code, count in corpus.statistics["rejected"].items():
             with corpus.rejected.open(encoding="utf-8") as file:
-                listed = [r for line in file if (r := json.loads(line))["reason"].startswith(reason)][:100]
+                listed = list(itertools.islice((r for line in file if (r := json.loads(line))["code"] == code), 100))
             add(
-                "info" if "duplicate" in reason else "warning",
-                f"{count} documents left out: {reason}",
-                f"移除了 {count} 篇文档：{listed[0]['reason_zh'] if listed else reason}",
-                [r["record"] for r in listed],
+                "info" if "duplicate" in code else "warning",
+                f"{count} documents left out: {code}",
+                f"移除了 {count} 篇文档：{CODES_ZH.get(code, code)}",
+                [r["record"] if r["reason"] == code else f"{r['record']}: {r['reason']}" for r in listed],
+                [f"{r['record']}：{r['reason_zh']}" for r in listed],
             )
         return found
     if dataset.rejected:

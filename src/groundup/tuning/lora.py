@@ -8,6 +8,7 @@ from torch import nn
 
 from groundup.core.errors import ModelError, RecipeError
 from groundup.core.registry import METHODS, Card
+from groundup.models.language import LanguageModel
 from groundup.models.lora import LoRALinear, adapted, attach, chosen
 
 
@@ -41,6 +42,13 @@ def lora(
             rank=rank,
             dropout=dropout,
             fix="--set method.rank=16",
+        )
+    if not isinstance(model, LanguageModel):
+        raise ModelError(
+            "method 'lora' is for language models, not for {kind}",
+            "方法 'lora' 用于语言模型，不支持 {kind}",
+            kind=type(model).__name__,
+            fix="--method head-first",
         )
     names = chosen(model, targets)
     if not names:
