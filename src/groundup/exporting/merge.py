@@ -58,7 +58,7 @@ def merge(model: str, out: str | Path | None = None, *, force: bool = False, tru
             "model": {"name": loaded.architecture, **loaded.arguments},
         }
     )
-    facts = {k: card[k] for k in ("source_run", "metrics", "intervals", "seed", "data", "views") if k in card}
+    facts: dict[str, Any] = {k: card[k] for k in ("source_run", "metrics", "intervals", "seed", "data", "views") if k in card}
     if path.exists():
         shutil.rmtree(path)
     path.parent.mkdir(parents=True, exist_ok=True)
