@@ -340,8 +340,9 @@ def test_checks_stop_at_the_first_failure_and_end_with_pytest(start, monkeypatch
 
     monkeypatch.setattr(start, "foreground", lambda command: foreground(command, 0))
     assert start.run_checks(["-x"]) == 0
-    assert ran == [["ruff", "check", "."], ["mypy"], ["pytest", "-x"]]
-    assert capsys.readouterr().out.splitlines()[-1].endswith("-m pytest -x")
+    side_by_side = ["-n", "auto", "--maxprocesses", "8", "--dist", "worksteal"]
+    assert ran == [["ruff", "check", "."], ["mypy"], ["pytest", *side_by_side, "-x"]]
+    assert capsys.readouterr().out.splitlines()[-1].endswith("worksteal -x")
     ran.clear()
     monkeypatch.setattr(start, "foreground", lambda command: foreground(command, 1))
     for said in in_both(start, lambda: start.run_checks([])):

@@ -684,6 +684,8 @@ class Browser:
             line, _, self.rest = self.rest.partition(b"\0")
             reply = json.loads(line)
             if reply.get("id") == self.number:
+                if "navigated" in reply.get("error", {}).get("message", ""):
+                    return {"result": {}}  # asked between two pages
                 assert "error" not in reply, reply
                 return reply["result"]
 
