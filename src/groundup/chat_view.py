@@ -23,14 +23,14 @@ IN_PAGE = 50
 STYLE = "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto}pre{white-space:pre-wrap;border:1px solid #ccc;padding:1em}mark{background:#b6e3b6}"
 
 
-def view(config: Data, model: str, *, trust_code: bool = False) -> dict[str, Any]:
+def view(config: Data, model: str) -> dict[str, Any]:
     """What `data show` and `data check` tell of examples for a model.
 
     Returns:
         'examples': of each its record and its parts, {'text', 'trained'}; 'tokens': percentiles of the lengths; 'context'; 'cut', 'lost_tokens';
         'trained_share'; 'left_out': reason -> count; 'template'.
     """
-    loaded = modelfolder.load(model, trust_code=trust_code)
+    loaded = modelfolder.load(model)
     if loaded.task.kind != "text":
         raise DataError(
             "{model} is no language model", "{model} 不是语言模型", model=model, fix="groundup data show SPEC   without --model"
@@ -39,11 +39,11 @@ def view(config: Data, model: str, *, trust_code: bool = False) -> dict[str, Any
     task: Any = modelfolder.build_task("instruction-tuning", given["arguments"] if given["name"] == "instruction-tuning" else {})
     task.read_files(loaded.path)
     task.load_state({"labels": [], "preprocessor": loaded.task.state()["preprocessor"] | task.own_state()})
+    config = config.model_copy(update={"on_bad_record": "skip"})  # what is wrong is told, not stopped at
     prepared = prepare(task.reads(config), classification=False, kind="text")
     index = np.sort(np.concatenate(list(prepared.splits.values())))
     with console.muted():
         stream = task.prepare(prepared.dataset, index, torch.device("cpu")).stream
-    lengths = np.diff(stream.starts)
     examples = []
     for i in range(min(IN_PAGE, len(stream))):
         record = int(index[stream.records[i]])
@@ -57,7 +57,7 @@ def view(config: Data, model: str, *, trust_code: bool = False) -> dict[str, Any
         "template": task.template_name,
         "records": len(index),
         "context": task.context,
-        "tokens": {f"p{q}": int(np.percentile(lengths, q)) for q in (5, 50, 95, 99)} | {"longest": int(lengths.max()) + 0},
+        "tokens": {f"p{q}": int(np.percentile(stream.lengths, q)) for q in (5, 50, 95, 99)} | {"longest": int(stream.lengths.max())},
         "cut": stream.facts["cut"],
         "lost_tokens": stream.facts["lost_tokens"],
         "trained_share": stream.supervised / max(1, int(stream.starts[-1])),

@@ -109,8 +109,7 @@ def _prepared(spec: str, overrides: dict[str, Any]) -> tuple[Any, bool]:
     from groundup.data.prepare import prepare
     from groundup.data.sources import open_source
 
-    tree = {"name": "data", "task": "-", "model": "-", "data": {"source": spec}}
-    config = build(override(tree, overrides), "--set", overridden=overrides).data
+    config = _section(spec, overrides)
     if isinstance(config.source, list) or is_text(config.source, config):
         config = config.model_copy(update={"on_bad_record": "skip"})
         if isinstance(config.source, str) or all(is_text(part.source, config) for part in config.source):
@@ -131,7 +130,7 @@ def _prepared(spec: str, overrides: dict[str, Any]) -> tuple[Any, bool]:
 def _section(spec: str, overrides: dict[str, Any]) -> Any:
     """The data section that a SPEC and --set make."""
     tree = {"name": "data", "task": "-", "model": "-", "data": {"source": spec}}
-    return build(override(tree, overrides), "--set", overridden=overrides).data.model_copy(update={"on_bad_record": "skip"})
+    return build(override(tree, overrides), "--set", overridden=overrides).data
 
 
 def data_show(

@@ -284,6 +284,7 @@ def test_data_are_shown_and_checked_as_the_model_sees_them(base, tmp_path, capsy
     facts = json.loads(capsys.readouterr().out)
     words = " ".join(p["message"] for p in facts["problems"])
     assert "longer than the model's 64 tokens" in words and facts["for_model"]["cut"] == 1
+    assert facts["for_model"]["tokens"]["longest"] > 900, "lengths are those before the cut"
     assert any("turn 2" in r for p in facts["problems"] for r in [p["message"], *p["records"]])
 
 

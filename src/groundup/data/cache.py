@@ -6,6 +6,7 @@ import contextlib
 import io
 import math
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -17,8 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from groundup.core import files
+from groundup.core.errors import DataError
 
 VERSION = 3  # part of every key: raise it when the meaning of cached bytes changes
+
+
+def unwritable(folder: Path, error: OSError) -> DataError:
+    """What is said where tokens cannot be written into the cache."""
+    there = next(p for p in (folder, *folder.parents) if p.exists())
+    return DataError(
+        "the tokens cannot be written to {folder}: {why} ({free} are free)",
+        "无法把词元写到 {folder}：{why}（剩余 {free}）",
+        folder=folder,
+        why=error.strerror or error,
+        free=files.human_bytes(shutil.disk_usage(there).free),
+        fix="free some space and run it again, or put the cache elsewhere: GROUNDUP_CACHE=FOLDER",
+        fix_zh="腾出空间后再运行一次，或换一个缓存目录：GROUNDUP_CACHE=目录",
+    )
 
 
 def cache_folder() -> Path:

@@ -24,6 +24,8 @@ from groundup.data import cache
 from groundup.data.tokenizers import TEMPLATES, Tokenizer
 from groundup.data.tokens import IGNORED
 
+FORMAT = 2  # of the files of a stream: raise it when they change
+
 
 @dataclass
 class Rendered:
@@ -127,6 +129,7 @@ class ConversationStream:
     Args:
         tokens: uint32 [n], memory-mapped, one after the other; trained: bool [n].
         starts: int64 [conversations + 1].
+        lengths: int64 [conversations], tokens of each before it was cut.
         records: int64 [conversations], which document of the split each one is.
         bytes: UTF-8 bytes of what is trained; supervised: positions that have a target.
         facts: counts of what was cut off and left out, and why.
@@ -135,6 +138,7 @@ class ConversationStream:
     tokens: NDArray[Any]
     trained: NDArray[Any]
     starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
     records: NDArray[np.int64]
     bytes: int
     supervised: int
@@ -143,13 +147,13 @@ class ConversationStream:
     def __len__(self) -> int:
         return len(self.records)
 
-    def fetch(self, index: NDArray[np.int64], width: int = 0) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    def fetch(self, index: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Conversations, packed whole into as few rows as they fit (first fit, longest first): tokens, targets and documents, int64 [rows, T].
 
-        T is the longest one's length (or `width`). Targets are IGNORED but where the next token is trained.
+        T is the longest one's length. Targets are IGNORED but where the next token is trained.
         """
         sizes = self.starts[index + 1] - self.starts[index] - 1  # the last token predicts nothing
-        t = max(int(sizes.max()), width)
+        t = int(sizes.max())
         rows: list[list[int]] = []
         room: list[int] = []
         for k in np.argsort(-sizes, kind="stable"):
@@ -193,7 +197,7 @@ def tokenize_conversations(
     Raises:
         DataError: nothing is left to learn from, or the disk is full.
     """
-    folder = cache.cache_folder() / f"v{cache.VERSION}" / "conversations" / key
+    folder = cache.cache_folder() / f"v{cache.VERSION}" / "conversations" / f"{FORMAT}-{key}"
     if not (folder / "facts.json").is_file():
         temporary = files.temporary_sibling(folder)
         try:
@@ -202,14 +206,7 @@ def tokenize_conversations(
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
         except OSError as error:
-            raise DataError(
-                "the tokens cannot be written to {folder}: {why}",
-                "无法把词元写到 {folder}：{why}",
-                folder=folder,
-                why=error.strerror or error,
-                fix="free some space, or put the cache elsewhere: GROUNDUP_CACHE=FOLDER",
-                fix_zh="腾出空间，或换一个缓存目录：GROUNDUP_CACHE=目录",
-            ) from error
+            raise cache.unwritable(folder, error) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     facts = files.read_json(folder / "facts.json")
@@ -222,9 +219,9 @@ def tokenize_conversations(
     def mapped(name: str, dtype: Any) -> NDArray[Any]:
         return np.memmap(folder / name, dtype=dtype, mode="r")
 
-    starts, records = (np.fromfile(folder / name, dtype=np.int64) for name in ("starts.bin", "records.bin"))
+    starts, lengths, records = (np.fromfile(folder / name, dtype=np.int64) for name in ("starts.bin", "lengths.bin", "records.bin"))
     return ConversationStream(
-        mapped("tokens.bin", np.uint32), mapped("trained.bin", np.bool_), starts, records, facts["bytes"], facts["supervised"], facts
+        mapped("tokens.bin", np.uint32), mapped("trained.bin", np.bool_), starts, lengths, records, facts["bytes"], facts["supervised"], facts
     )
 
 
@@ -233,8 +230,8 @@ def _write(
 ) -> None:
     facts: dict[str, Any] = {"kept": 0, "cut": 0, "lost_tokens": 0, "bytes": 0, "supervised": 0, "tokens": 0, "left_out": {}}
     with contextlib.ExitStack() as stack:
-        names = ("tokens.bin", "trained.bin", "starts.bin", "records.bin")
-        tokens, trained, starts, records = (stack.enter_context(open(folder / name, "wb")) for name in names)
+        names = ("tokens.bin", "trained.bin", "starts.bin", "lengths.bin", "records.bin")
+        tokens, trained, starts, lengths, records = (stack.enter_context(open(folder / name, "wb")) for name in names)
         starts.write(np.int64(0).tobytes())
         for number, text in enumerate(texts):
             if progress is not None and number % 256 == 0:
@@ -259,5 +256,6 @@ def _write(
             facts["bytes"] += round(whole * int(made.trained[1:kept].sum()) / int(made.trained[1:].sum()))
             facts["kept"] += 1
             starts.write(np.int64(facts["tokens"]).tobytes())
+            lengths.write(np.int64(len(made.ids)).tobytes())
             records.write(np.int64(number).tobytes())
     files.write_json(folder / "facts.json", facts)

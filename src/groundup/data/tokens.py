@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from groundup.core import files
-from groundup.core.errors import DataError
 from groundup.data import cache
 from groundup.data.tokenizers import PIECE, Tokenizer, pieces
 
@@ -115,16 +113,7 @@ def tokenize(
         try:
             _write(texts, documents, tokenizer, folder, dtype, progress, going_on)
         except OSError as error:
-            free = shutil.disk_usage(folder if folder.exists() else cache.cache_folder().parent).free
-            raise DataError(
-                "the tokens cannot be written to {folder}: {why} ({free} are free); what is done is kept",
-                "无法把词元写到 {folder}：{why}（剩余 {free}）；已完成的部分会保留",
-                folder=folder,
-                why=error.strerror or error,
-                free=files.human_bytes(free),
-                fix="free some space and run it again, or put the cache elsewhere: GROUNDUP_CACHE=FOLDER",
-                fix_zh="腾出空间后再运行一次，或换一个缓存目录：GROUNDUP_CACHE=目录",
-            ) from error
+            raise cache.unwritable(folder, error) from error
     facts = files.read_json(done)
     tokens = np.memmap(folder / "tokens.bin", dtype=dtype, mode="r") if facts["tokens"] else np.zeros(0, dtype)
     return TokenStream(tokens, np.fromfile(folder / "starts.bin", dtype=np.int64), facts["shared"], size)

@@ -38,7 +38,8 @@ class LoRALinear(nn.Module):
         self.lora_A, self.lora_B = nn.Linear(base.in_features, rank, **facts), nn.Linear(rank, base.out_features, **facts)
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
-        self.scale, self.dropout = alpha / (math.sqrt(rank) if rs else rank), dropout
+        self.rank, self.alpha, self.rs, self.dropout = rank, alpha, rs, dropout
+        self.scale = alpha / (math.sqrt(rank) if rs else rank)
         self.lora_magnitude_vector = nn.Parameter(base.weight.detach().norm(dim=1)) if dora else None
 
     @property
@@ -118,16 +119,14 @@ def adapter_config(model: nn.Module, base: str) -> dict[str, Any]:
     """adapter_config.json of a model with adapters."""
     layers = adapted(model)
     first = next(iter(layers.values()))
-    rank = first.lora_A.out_features
-    rs = not math.isclose(first.scale * rank, round(first.scale * rank))
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "r": rank,
-        "lora_alpha": first.scale * (math.sqrt(rank) if rs else rank),
+        "r": first.rank,
+        "lora_alpha": first.alpha,
         "lora_dropout": first.dropout,
-        "use_rslora": rs,
+        "use_rslora": first.rs,
         "use_dora": first.lora_magnitude_vector is not None,
         "target_modules": sorted(layers),
         "bias": "none",

@@ -56,6 +56,8 @@ class InstructionTuning(LanguageModeling):
         prompts: questions whose answers are sampled at every evaluation.
     """
 
+    sample_temperature = 0.0  # the likeliest answer
+
     def __init__(
         self,
         context: int | str = "auto",
@@ -176,12 +178,6 @@ class InstructionTuning(LanguageModeling):
         assert isinstance(encoded, EncodedConversations)
         return LanguageMetrics(encoded.stream.bytes / max(1, encoded.stream.supervised))
 
-    def samples(self, model: Any) -> list[dict[str, str]]:
-        from groundup.models.generation import Sampling, generate
-
-        if not self.prompts or self.tokenizer is None:
-            return []
-        turns = [[{"role": "user", "content": prompt}] for prompt in self.prompts]
-        rows = [self.tokenizer.encode_rendered(self.tokenizer.render(t, template=self.template))[: self.context - 1] for t in turns]
-        how = Sampling(max_tokens=self.sample_tokens, temperature=0, stop_tokens=self.tokenizer.turn_ends())
-        return [{"prompt": p, "text": self.tokenizer.decode(ids)} for p, ids in zip(self.prompts, generate(model, rows, how))]
+    def _asked(self, prompt: str) -> list[int]:
+        assert self.tokenizer is not None
+        return self.tokenizer.encode_rendered(self.tokenizer.render([{"role": "user", "content": prompt}], template=self.template))

@@ -83,6 +83,7 @@ class LanguageModeling(Task):
 
     kind = "text"
     default_metric = "bits_per_byte"
+    sample_temperature = 0.8
 
     def __init__(
         self,
@@ -308,14 +309,19 @@ class LanguageModeling(Task):
         assert isinstance(encoded, EncodedText)
         return LanguageMetrics(encoded.stream.bytes / max(1, encoded.stream.supervised))
 
+    def _asked(self, prompt: str) -> list[int]:
+        """The tokens that a sample goes on from."""
+        assert self.tokenizer is not None
+        return self.tokenizer.encode_prompt(prompt)
+
     def samples(self, model: nn.Module) -> list[dict[str, str]]:
         from groundup.models.generation import Sampling, generate
 
         if not isinstance(model, LanguageModel) or self.tokenizer is None:
             return []
-        rows = [self.tokenizer.encode_prompt(p)[: self.context - 1] for p in self.prompts]
+        rows = [self._asked(p)[: self.context - 1] for p in self.prompts]
         ends = self.tokenizer.turn_ends()
-        how = Sampling(max_tokens=self.sample_tokens, temperature=0.8, top_k=50, seed=0, stop_tokens=ends)
+        how = Sampling(max_tokens=self.sample_tokens, temperature=self.sample_temperature, top_k=50, seed=0, stop_tokens=ends)
         texts = [self.tokenizer.decode(ids) for ids in generate(model, rows, how)] if rows else []
         return [{"prompt": prompt, "text": text} for prompt, text in zip(self.prompts, texts)]
 
