@@ -146,8 +146,13 @@ def run(out: Path | None) -> dict[str, Any]:
     _step(9, say("let it write", "让它写一段"), f"groundup generate {_q(folder['language'])} {shlex.quote(prompt)} --max-tokens 60")
     sample = writer.generate(prompt, max_tokens=60)[0]
     console.line(prompt + sample)
-    console.line(say("It has read half a million tokens, and a large model reads a million times as many: it has the look of Python, not its sense.",
-                     "它只读过约五十万个词元，大模型读的是它的百万倍：写出来的东西形似 Python，却没有意义。"))  # fmt: skip
+    console.line(
+        say(
+            "It has read {n:,} tokens; large models read trillions. It has the look of Python, not its sense.",
+            "它只读过 {n:,} 个词元，大模型要读上万亿个：写出来的东西形似 Python，却没有意义。",
+            n=rows[-1]["tokens"],
+        )
+    )
 
     return {
         "environment": found,
