@@ -195,12 +195,28 @@ def data_show(
     help=_help("What deserves a look before training; exit 3 when something is wrong.", "训练前值得注意的问题；有错误时退出码为 3。"),
 )
 def data_check(
-    spec: Source, sets: Sets = None, model: ForModel = None, json: Json = False, lang: Lang = None, traceback: Trace = False
+    spec: Source,
+    sets: Sets = None,
+    model: ForModel = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option(
+            "--fix",
+            metavar="OUT.jsonl",
+            help=_help(
+                "Write the records without remarks there, and what was removed and why beside it.",
+                "把没有问题的记录写到这里，并在旁边列出移除了什么、为什么。",
+            ),
+        ),
+    ] = None,
+    json: Json = False,
+    lang: Lang = None,
+    traceback: Trace = False,
 ) -> Call:
     from groundup import inspecting
 
     return Call(
-        lambda: inspecting.data_check(spec, _sets(sets), model),
+        lambda: inspecting.data_check(spec, _sets(sets), model, fix),
         inspecting.print_check,
         json,
         status=lambda r: 3 if any(p["severity"] == "error" for p in r["problems"]) else 0,
@@ -325,10 +341,11 @@ def tune(
         str,
         typer.Option(
             "--method",
-            metavar="full|freeze|head|head-first|gradual",
+            metavar="full|lora|freeze|head|head-first|gradual|peft",
             help=_help(
-                "What is trained: everything, the last layer groups, the head, the head first and then all, or one group after the other.",
-                "训练哪些部分：全部、后面的层组、仅输出层、先输出层后全部，或逐组解冻。",
+                "What is trained: everything, low-rank adapters, the last layer groups, the head, the head first and then all, one group after the other, or any "
+                "method of PEFT.",
+                "训练哪些部分：全部、低秩适配器、后面的层组、仅输出层、先输出层后全部、逐组解冻，或 PEFT 的任意方法。",
             ),
         ),
     ] = "full",
@@ -348,6 +365,17 @@ def tune(
             help=_help("Mix in N records of the model's own data, against forgetting.", "混入模型原数据的 N 条记录，以减少遗忘。"),
         ),
     ] = 0,
+    general: Annotated[
+        str | None,
+        typer.Option(
+            "--general",
+            metavar="FILE",
+            help=_help(
+                "General questions on which forgetting is measured, for language models (default: ours; 'none' for none).",
+                "用来衡量遗忘的通用问题，适用于语言模型（默认用自带的；none 表示不测）。",
+            ),
+        ),
+    ] = None,
     sets: Sets = None,
     out: Out = None,
     resume: Resume = False,
@@ -362,8 +390,9 @@ def tune(
 
     from groundup import pipeline
 
+    changes = ({"evaluate.general": general} if general else {}) | _sets(sets)
     recipe = partial(
-        pipeline.tuning_recipe, model, data, method, _sets(sets), keep_classes=keep_classes, rehearse=rehearse, trust_code=trust_code
+        pipeline.tuning_recipe, model, data, method, changes, keep_classes=keep_classes, rehearse=rehearse, trust_code=trust_code
     )
     return _training(
         lambda: pipeline.train(recipe(), out=out, resume=resume, extend=extend, trust_code=trust_code),

@@ -139,11 +139,11 @@ def data_show(
     from groundup.data import statistics
 
     if model is not None:
-        from groundup import chat_view
+        from groundup import examples
 
-        facts = chat_view.view(_section(spec, overrides), model)
+        facts = examples.view(_section(spec, overrides), model)
         if page is not None:
-            chat_view.write_page(facts, page)
+            examples.write_page(facts, page)
             facts["page"] = str(page)
         return facts
     prepared, classification = _prepared(spec, overrides)
@@ -194,9 +194,9 @@ def _print_text(facts: dict[str, Any]) -> None:
 
 def print_data(facts: dict[str, Any]) -> None:
     if "examples" in facts:
-        from groundup import chat_view
+        from groundup import examples
 
-        chat_view.print_view(facts)
+        examples.print_view(facts)
         return
     if facts["kind"] == "text":
         _print_text(facts)
@@ -243,18 +243,31 @@ def print_data(facts: dict[str, Any]) -> None:
         console.line(say("sample grid: {grid}", "样本网格图：{grid}", grid=facts["grid"]))
 
 
-def data_check(spec: str, overrides: dict[str, Any], model: str | None = None) -> dict[str, Any]:
+def data_check(spec: str, overrides: dict[str, Any], model: str | None = None, fix: Path | None = None) -> dict[str, Any]:
+    from groundup import examples
     from groundup.data import statistics
+    from groundup.data.corpus import is_text
 
-    if model is not None:
-        from groundup import chat_view
-
-        facts = chat_view.view(_section(spec, overrides), model)
-        plain = data_check(spec, {"data.text.document": "conversation", "data.text.near_duplicates": 1.0, **overrides})
-        return plain | {
-            "for_model": {k: v for k, v in facts.items() if k != "examples"},
-            "problems": plain["problems"] + chat_view.problems(facts),
+    config = _section(spec, overrides)
+    task = examples.task_for(spec)
+    if model is not None or task is not None or (isinstance(config.source, str) and is_text(config.source, config)):
+        prepared = examples.prepared_for(config, task if model is None else task or "instruction-tuning")
+        odd, written = examples.review(prepared, fix.expanduser() if fix is not None else None)
+        kind = prepared.dataset.inputs.statistics
+        facts = {
+            "name": prepared.dataset.name,
+            "records": len(prepared.dataset),
+            "task": task or "language-modeling",
+            "languages": kind["languages"],
+            "problems": statistics.problems(prepared, classification=False) + odd,
         }
+        if model is not None:
+            seen = examples.view(config, model)
+            facts["for_model"] = {k: v for k, v in seen.items() if k != "examples"}
+            facts["problems"] += examples.problems(seen)
+        return facts | ({"fixed": written} if written else {})
+    if fix is not None:
+        raise DataError("--fix writes files of text and of examples; {spec} is neither", "--fix 用于文本与样本文件；{spec} 不是", spec=spec)
     prepared, classification = _prepared(spec, overrides)
     wish = overrides.get("data.on_bad_record", "auto")  # what training would do decides how severe a bad record is
     policy = wish if wish != "auto" else "stop" if prepared.dataset.kind == "vector" else "skip"
@@ -268,9 +281,12 @@ def data_check(spec: str, overrides: dict[str, Any], model: str | None = None) -
 
 def print_check(facts: dict[str, Any]) -> None:
     if "for_model" in facts:
-        from groundup import chat_view
+        from groundup import examples
 
-        chat_view.print_lengths(facts["for_model"])
+        examples.print_lengths(facts["for_model"])
+    if facts.get("languages"):
+        listed = ", ".join(f"{k} {n:,}" for k, n in facts["languages"].items())
+        console.line(say("languages: {listed}", "语言：{listed}", listed=listed))
     if not facts["problems"]:
         console.line(say("{name}: {records:,} records, nothing to remark", "{name}：{records:,} 条记录，没有发现问题", **facts))
     for problem in facts["problems"]:
@@ -285,6 +301,14 @@ def print_check(facts: dict[str, Any]) -> None:
             console.line(
                 say("    ... and {n} more (--json lists all)", "    ……另有 {n} 条（--json 可列出全部）", n=len(problem["records"]) - 10)
             )
+    if fixed := facts.get("fixed"):
+        console.line(
+            say(
+                "{file}: {kept:,} records kept; {removed:,} removed, each with its reason in {removed_list}",
+                "{file}：保留 {kept:,} 条；移除 {removed:,} 条，原因逐条写在 {removed_list}",
+                **fixed,
+            )
+        )
 
 
 # -- training and its results --------------------------------------------------------------------------------------------------
@@ -350,18 +374,35 @@ def print_scores(result: dict[str, Any]) -> None:
 
 
 def print_before_after(result: dict[str, Any]) -> None:
-    if not result.get("before_after"):
+    found = result.get("before_after")
+    if not found:
         return
     console.heading(say("before and after tuning", "微调前后"))
-    rows = [
-        [local(r, "what"), r["metric"], number(r["before"]), number(r["after"]), interval(r["after_interval"]), local(r, "note")]
-        for r in result["before_after"]["rows"]
-    ]
+    rows = [[local(r, "what"), r["metric"], number(r["before"]), number(r["after"]), _changed(r), local(r, "note")] for r in found["rows"]]
     console.table(
-        [say("data", "数据"), say("metric", "指标"), say("before", "之前"), say("after", "之后"), say("95 % interval", "95 % 区间"), ""],
+        [say("data", "数据"), say("metric", "指标"), say("before", "之前"), say("after", "之后"), say("change, 95 %", "变化，95 %"), ""],
         rows,
         right=(2, 3),
     )
+    for answer in found.get("answers", [])[:3]:
+        console.line()
+        for label, key in (
+            (say("asked", "问题"), "prompt"),
+            (say("right", "标准答案"), "right"),
+            (say("before", "之前"), "before"),
+            (say("after", "之后"), "after"),
+        ):
+            console.line(f"{label}: " + " ".join(answer[key].split())[:200], style="dim" if key in ("prompt", "right") else None)
+    if found.get("verdict"):
+        console.line()
+        console.line(local({"said": found["verdict"]["en"], "said_zh": found["verdict"]["zh"]}, "said"), style="bold")
+
+
+def _changed(row: dict[str, Any]) -> str:
+    """The paired interval of the difference, or, where only the models' own intervals are known, that of the second one."""
+    if pair := row.get("difference_interval"):
+        return f"{row['difference']:+.3g} ({pair[0]:+.2g} .. {pair[1]:+.2g})"
+    return interval(row["after_interval"])
 
 
 def print_evaluation(result: dict[str, Any]) -> None:

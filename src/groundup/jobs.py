@@ -33,6 +33,9 @@ from groundup.data.streaming import default_workers
 from groundup.env import probe
 from groundup.models import lora
 from groundup.models.base import build_model, count_parameters, placed
+from groundup.models.causal_lm import CausalLM
+from groundup.models.decoder import Decoder
+from groundup.models.gpt2 import GPT2
 from groundup.models.language import LanguageModel
 from groundup.models.weights import is_weights, load_into
 from groundup.tasks.base import Encoded, Task
@@ -195,7 +198,7 @@ def build(
 
     if base is not None:
         model = base.model
-        if recipe.method.name != "lora":
+        if recipe.method.name not in ("lora", "peft"):
             lora.merge(model)  # an adapter that the base came with
         _check_context(task, model)
         _new_head(model, task, base, recipe.keep_classes)
@@ -203,10 +206,34 @@ def build(
         model = build_model(recipe.model.name, recipe.model.arguments, task.input_shape, task.num_outputs)
         if recipe.init is not None:
             _load_weights(model, Path(recipe.init), run)
+    if recipe.train.checkpointing != "none":
+        if isinstance(model, CausalLM):
+            model.net.gradient_checkpointing_enable({"use_reentrant": False})
+        elif not isinstance(model, Decoder | GPT2):
+            raise RecipeError(
+                "train.checkpointing is for transformers, not for {kind}",
+                "train.checkpointing 用于 transformer 模型，不支持 {kind}",
+                kind=type(model).__name__,
+                fix="--set train.checkpointing=none",
+            )
+        else:
+            model.checkpointing = recipe.train.checkpointing
     placed(model, at)
     method = METHODS.get(recipe.method.name)
     made = method.target(model, **METHODS.build_arguments(method, recipe.method.arguments, "method"))
     stages = stages_of(made)
+    if (
+        isinstance(model, LanguageModel)
+        and base is not None
+        and model.vocabulary > base.task.num_outputs
+        and method.name in ("lora", "peft")
+    ):
+        raise RecipeError(
+            "task.add_tokens: method '{method}' does not train the tables of tokens, so the new ones would stay as they begin",
+            "task.add_tokens：方法 '{method}' 不训练词表，新词元将停留在初始值",
+            method=method.name,
+            fix="--method full",
+        )
     stages[-1].enter(model)  # the one with the most to train: what the optimizers take, and what has to fit into memory
     _state_batch_norm(run, model, stages)
     if recipe.optim.lr == "auto":
@@ -293,6 +320,10 @@ def build(
         "fingerprint": prepared.fingerprint,
         "machine": _machine(),
     }
+    if (observe := getattr(task, "observe", None)) is not None:  # what it has to know of the model before the first step
+        with ranks.first(), loop.mixed_precision(plan):
+            every = {n: encoded[n] if n in encoded else task.prepare(prepared.dataset, index, at) for n, index in prepared.splits.items()}
+            observe(model, every, (checkpoints or run.checkpoints).parent / "reference")
     stored = Checkpoints(checkpoints or run.checkpoints, facts)
     if ranks.rank == 0:
         stored.sweep()
@@ -470,6 +501,18 @@ def _fit(task: Task, prepared: Prepared, base: modelfolder.Loaded | None, keep_c
 def _new_head(model: nn.Module, task: Task, base: modelfolder.Loaded, keep_classes: bool) -> None:
     """A fresh last layer where the labels are not the base's; with `keep_classes` the rows of the old classes are put back into it."""
     if task.state()["labels"] == base.task.state()["labels"] and task.num_outputs == base.task.num_outputs:
+        return
+    if isinstance(model, LanguageModel):
+        console.line(
+            say(
+                "{n} tokens are new: the tables grow from {old:,} to {new:,} rows",
+                "新增 {n} 个词元：词表从 {old:,} 行增加到 {new:,} 行",
+                n=task.num_outputs - model.vocabulary,
+                old=model.vocabulary,
+                new=task.num_outputs,
+            )
+        )
+        model.resize(task.num_outputs)
         return
     reset = getattr(model, "reset_head", None)
     if reset is None:

@@ -26,8 +26,9 @@ from groundup.core.registry import MODELS, TASKS
 from groundup.data.order import CounterRandom
 from groundup.evaluation.evaluate import evaluating
 from groundup.evaluation.views import parse, viewed
-from groundup.models import lora
+from groundup.models import adapters, lora
 from groundup.models.base import build_model, placed
+from groundup.models.causal_lm import CausalLM
 from groundup.models.decoder import Decoder
 from groundup.models.gpt2 import GPT2
 from groundup.models.hub import fetch, is_foreign, open_foreign
@@ -128,10 +129,13 @@ def save(
     try:
         temporary.mkdir(parents=True)
         load_weights(model, unique_tensors(weights))
-        adapter = bool(lora.adapted(model))
+        adapter = adapters.present(model)
         if adapter:
-            save_file(lora.adapter_tensors(model), temporary / ADAPTER, metadata={"format": "pt"})
-            files.write_json(temporary / "adapter_config.json", lora.adapter_config(model, facts["parent"]["path"]))
+            described, tensors = adapters.described(model, facts["parent"]["path"])
+            save_file(unique_tensors(tensors), temporary / ADAPTER, metadata={"format": "pt"})
+            files.write_json(temporary / "adapter_config.json", described)
+        elif isinstance(model, CausalLM):
+            model.write(temporary)
         else:
             tensors = unique_tensors(model.state_dict())
             if isinstance(model, Decoder | GPT2):
@@ -163,10 +167,12 @@ def save(
         }
         task.write_files(temporary)
         if adapter:
-            card["model"] = config
+            card["model"], card["base_bits"] = config, getattr(model, "base_bits", None)
         elif isinstance(model, Decoder | GPT2):
             card["model"], config = config, _language_config(model, task, temporary)
-        if not adapter:
+        elif isinstance(model, CausalLM):
+            card["model"] = config
+        if not adapter and not isinstance(model, CausalLM):
             files.write_json(temporary / "config.json", config)
         files.write_json(temporary / "groundup.json", card)
         files.write_json(temporary / "preprocessor.json", state["preprocessor"])
@@ -296,10 +302,13 @@ def load(path: Any, *, trust_code: bool = False, device: str = "cpu") -> Loaded:
     if (folder / ADAPTER).is_file():
         return _adapter(folder, task, card, trust_code, device)
     model = build_model(names["model"], config["arguments"], tuple(config["input_shape"]), config["num_outputs"])
-    weights = load_file(folder / "model.safetensors")
-    if isinstance(model, Decoder | GPT2):
-        weights = {ours(name, family_of(model)): value for name, value in weights.items()}
-    load_weights(model, weights)
+    if isinstance(model, CausalLM):
+        model.read(folder)
+    else:
+        weights = load_file(folder / "model.safetensors")
+        if isinstance(model, Decoder | GPT2):
+            weights = {ours(name, family_of(model)): value for name, value in weights.items()}
+        load_weights(model, weights)
     return Loaded(
         placed(model, torch.device(device)).eval(),
         task,
@@ -326,7 +335,9 @@ def _adapter(folder: Path, task: Task, card: dict[str, Any], trust_code: bool, d
             folder=folder,
             path=parent["path"],
         )
-    lora.read_adapter(base.model, folder)
+    adapters.read(base.model, folder)
+    if bits := card.get("base_bits"):
+        lora.quantize(base.model, list(lora.adapted(base.model)), bits)
     return Loaded(base.model.eval(), task, card, folder, base.architecture, base.arguments, [*base.weights, folder / ADAPTER])
 
 

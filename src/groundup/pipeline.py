@@ -6,8 +6,6 @@ From the command line to `loss.backward()`: `cli.main -> pipeline.train -> loop.
 from __future__ import annotations
 
 import contextlib
-import itertools
-import math
 import tempfile
 import time
 from collections.abc import Mapping
@@ -21,17 +19,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from groundup import jobs, modelfolder
+from groundup.before_after import compare, measure_before
 from groundup.budget import choose as for_budget
 from groundup.core import console, device, files
 from groundup.core.errors import DataError, GroundupError, ModelError, TrainError, did_you_mean
 from groundup.core.messages import say
 from groundup.core.recipe import Columns, Data, Picture, Recipe, Split, build, load, override
-from groundup.core.registry import METHODS
+from groundup.core.registry import METHODS, TASKS
 from groundup.core.run import RunFolder, resolve_run
-from groundup.data.documents import open_parts
 from groundup.data.pictures import IMAGE_SUFFIXES, pil_picture
 from groundup.data.prepare import Prepared, prepare
-from groundup.data.records import read_item
 from groundup.data.streaming import default_workers
 from groundup.data.table import read_rows
 from groundup.data.tokenizers import Tokenizer
@@ -40,21 +37,19 @@ from groundup.evaluation.evaluate import evaluate as evaluate_split
 from groundup.evaluation.evaluate import summary
 from groundup.evaluation.records import Records, paired, shown_pictures, slices
 from groundup.evaluation.views import viewed
+from groundup.examples import task_for
 from groundup.jobs import Job, Overrides, like_base, open_run
-from groundup.metrics import MetricSet
-from groundup.models.base import build_model, count_parameters, placed
+from groundup.models import adapters
+from groundup.models.base import count_parameters
 from groundup.models.generation import Sampling, write
 from groundup.models.language import LanguageModel
-from groundup.models.lora import adapted
-from groundup.models.weights import load_into
 from groundup.tasks.base import Encoded, Task
-from groundup.tasks.instruction_tuning import InstructionTuning
 from groundup.training import loop, parallel
 from groundup.training.checkpoint import Checkpoints, damage, load_weights
 from groundup.training.signals import StopRequest
 from groundup.training.watch import build_watchers
 
-OPENED = ("transformers", "timm")  # architectures whose arguments come with their weights, not from a recipe
+OPENED = ("transformers", "timm", "causal-lm")  # architectures whose arguments come with their weights, not from a recipe
 
 
 @dataclass
@@ -139,6 +134,7 @@ def train(
             run.decisions["budget"] = {"value": chosen.overrides, "reason": chosen.reason, "reason_zh": chosen.reason_zh}
         with jobs.removed_on_failure(run):
             job = jobs.build(resolved, run, resume=resume, trust_code=trust_code, train_base=lambda name: train(name).path, ranks=ranks)
+            measure_before(job)
         watch = resolved.watch
         watchers = build_watchers(
             run, metric=job.plan.metric, tensorboard=watch.tensorboard, profile=watch.profile, trackers=watch.trackers
@@ -220,7 +216,7 @@ def _finish(job: Job, begin: float, seconds: dict[str, float]) -> Run:
     scores = evaluate_split(job.task, viewed(state.model, views), encoded, job.plan.device, records=records)
     assert scores is not None
     found = summary(scores) | _by_record(job.task, job.prepared, job.prepared.splits[name], records, encoded, run.path / "plots")
-    before_after = _before_after(job, encoded, found, name) if job.base is not None else _before_file(job, encoded, found, name)
+    before_after = compare(job, encoded, found, name)
     seconds["evaluate"] = time.monotonic() - evaluated
     result = {
         "run": str(run.path),
@@ -278,7 +274,7 @@ def _parent(job: Job) -> dict[str, Any] | None:
     if "init" not in job.run.decisions:
         return None
     value: dict[str, Any] = job.run.decisions["init"]["value"]
-    if not adapted(job.state.model):
+    if not adapters.present(job.state.model):
         return {"sha256": value["sha256"]}
     assert job.base is not None
     return job.base.card["parent"] if (job.base.path / modelfolder.ADAPTER).is_file() else value
@@ -362,113 +358,6 @@ def _model_bytes(model: nn.Module) -> int:
     return 2 * sum(int(t.numel() * t.element_size()) for t in model.state_dict().values()) + 2**20
 
 
-def _before_file(job: Job, encoded: Encoded, found: dict[str, Any], split: str) -> dict[str, Any] | None:
-    """As `_before_after`, where training began with a file of weights that had a head for these classes."""
-    if job.recipe.init is None:
-        return None
-    model = build_model(job.recipe.model.name, job.recipe.model.arguments, job.task.input_shape, job.task.num_outputs)
-    if load_into(model, Path(job.recipe.init)):
-        return None
-    scores = evaluate_split(job.task, placed(model, job.plan.device), encoded, job.plan.device)
-    assert scores is not None
-    return {"split": split, "rows": [_row(job.plan.metric, found) | _before(job.plan.metric, scores)]}
-
-
-def _row(metric: str, found: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "what": "new data",
-        "what_zh": "新数据",
-        "metric": metric,
-        "before": None,
-        "before_interval": None,
-        "after": found["metrics"][metric],
-        "after_interval": found["intervals"].get(metric),
-        "note": "",
-        "note_zh": "",
-    }
-
-
-def _before(metric: str, scores: MetricSet) -> dict[str, Any]:
-    return {"before": scores.compute()[metric], "before_interval": list(scores.intervals().get(metric, (math.nan, math.nan)))}
-
-
-def _before_after(job: Job, encoded: Encoded, found: dict[str, Any], split: str) -> dict[str, Any]:
-    """Base against tuned: on the new data, and on the base's own data (what was forgotten)."""
-    assert job.base is not None
-    base = modelfolder.load(job.base.path, trust_code=True, device=str(job.plan.device))  # its code ran already in this process
-    metric = job.plan.metric
-    same = base.task.state()["labels"] == job.task.state()["labels"]
-    keeps = job.recipe.keep_classes
-    row = _row(metric, found)
-    text = job.task.kind == "text"  # what is asked of a text is the recipe's task; how the base was trained does not matter
-    if same:
-        scores = evaluate_split(job.task if text else base.task, base.model, encoded, job.plan.device)
-        assert scores is not None
-        row |= _before(metric, scores)
-        others = [m for m in found["metrics"] if m != metric] if text else []
-        rows = [row, *(_row(m, found) | _before(m, scores) for m in others)]
-    else:
-        rows = [row]
-        row |= {"note": "the base does not know these labels", "note_zh": "起始模型不认识这些标签"}
-    try:
-        config = Data.model_validate(base.card["data"]["spec"])
-        old = prepare(like_base(base.task.reads(config), base), classification=base.task.classification, kind=base.task.kind)
-        where = next(s for s in ("test", "validation", "train") if s in old.splits)
-        old_encoded = base.task.prepare(old.dataset, old.splits[where], job.plan.device)
-        before = evaluate_split(base.task, base.model, old_encoded, job.plan.device)
-        judge: Task = base.task
-        if keeps and not same:  # the old classes among all of them
-            judge, model = job.task, job.state.model
-            old_encoded = judge.prepare(old.dataset, old.splits[where], job.plan.device)
-        elif not same:  # the old head on the tuned features
-            own = job.state.model.state_dict()
-            head = _head_keys(base.model)
-            base.model.load_state_dict({k: v if k in head else own[k] for k, v in base.model.state_dict().items()})
-            model = base.model
-        else:
-            model = job.state.model
-        after = evaluate_split(judge, model, old_encoded, job.plan.device)
-        assert before is not None and after is not None
-        old_metric = metric if metric in before.compute() else base.task.default_metric
-        rows.append(
-            {
-                "what": "old data",
-                "what_zh": "旧数据",
-                "metric": old_metric,
-                "before": before.compute()[old_metric],
-                "before_interval": list(before.intervals()[old_metric]),
-                "after": after.compute()[old_metric],
-                "after_interval": list(after.intervals()[old_metric]),
-                "note": "" if same else "among old and new classes" if keeps else "with the base's own head put back on the tuned features",
-                "note_zh": "" if same else "在新旧类别之中" if keeps else "在微调后的特征上放回起始模型原来的输出层",
-            }
-        )
-    except (DataError, StopIteration, KeyError) as error:
-        job.run.event("old_data_not_evaluated", why=str(error))
-    return {"split": split, "rows": rows}
-
-
-def _head_keys(model: nn.Module) -> set[str]:
-    """Names of the last layer group's tensors."""
-    groups = getattr(model, "layer_groups", None)
-    if groups is None:
-        return set()
-    last = list(groups().values())[-1]
-    inside = {id(t) for m in last for t in (*m.parameters(), *m.buffers())}
-    return {n for n, t in (*model.named_parameters(), *model.named_buffers()) if id(t) in inside}
-
-
-def is_conversations(spec: str) -> bool:
-    """Whether the first record that can be read is an example of questions and answers."""
-    try:
-        config = InstructionTuning.reads(Data(source=spec))
-        items = [i for part in open_parts(config) for i in part.items if i.kind != "file"]
-        found = (f.text for item in items[:3] for f in itertools.islice(read_item(item, config), 20))
-        return any(text is not None and text.startswith('{"messages": ') for text in found)
-    except DataError:
-        return False  # what is wrong with it is said when it is read
-
-
 # -- tune ----------------------------------------------------------------------------------------------------------------------
 def tuning_recipe(
     model: str | Path | Run,
@@ -505,12 +394,15 @@ def tuning_recipe(
         "train": {"epochs": 10, "batch_size": 64},
     }
     if base.task.kind == "text":
-        small = count_parameters(base.model)[0] < 50_000_000
-        tree["optim"] = {"name": "adamw", "lr": (2e-3 if small else 2e-4) if method == "lora" else (5e-4 if small else 2e-5), "weight_decay": 0.0}
-        tree["train"] = {"epochs": 3, "batch_size": 8, "clip_norm": 1.0}
-        if is_conversations(data):
-            own = base.card["task"]["arguments"] if base.card["task"]["name"] == "instruction-tuning" else {}
-            tree["task"] = {"name": "instruction-tuning", **own}
+        small, adapts = count_parameters(base.model)[0] < 50_000_000, method in ("lora", "peft")
+        rate, epochs = (2e-3 if small else 2e-4) if adapts else (5e-4 if small else 2e-5), 3
+        if (task := task_for(data)) is not None:
+            own = base.card["task"]["arguments"] if base.card["task"]["name"] == task else {}
+            tree["task"] = {"name": task, **own}
+            if task == "preference-tuning":  # gentle: far from the reference its likelihoods mean nothing
+                rate, epochs = rate / 40, 1
+        tree["optim"] = {"name": "adamw", "lr": rate, "weight_decay": 0.0}
+        tree["train"] = {"epochs": epochs, "batch_size": 8, "clip_norm": 1.0}
     if keep_classes:
         tree["keep_classes"] = True
     overrides = dict(overrides or {})
@@ -760,7 +652,8 @@ def serve(model: str | Path | Run, **options: Any) -> None:
 
 def _not_for_text(model: Any, what: str, what_zh: str) -> None:
     name = str(getattr(model, "path", model))
-    if modelfolder.task_name(name) in ("language-modeling", "instruction-tuning"):
+    task = modelfolder.task_name(name)
+    if task is not None and ".py:" not in task and TASKS.get(task).target.kind == "text":
         raise ModelError(
             "language models cannot be {what} yet; their folder opens in transformers and vLLM as it is",
             "语言模型暂时还不能{what_zh}；其目录可直接用 transformers 与 vLLM 打开",

@@ -17,7 +17,7 @@ SOURCE = Path(groundup.__file__).parent
 # The level of each package (DESIGN: imports only go downwards); names of one level may use each other.
 LEVELS = {
     "env": 0, "core": 0, "data": 1, "models": 1, "metrics": 1, "tasks": 2, "evaluation": 3, "training": 4, "tuning": 5, "recipes": 5,
-    "modelfolder": 5, "automatic": 6, "budget": 6, "serving": 5, "exporting": 5, "jobs": 6, "pipeline": 6, "chat_view": 6, "inspecting": 7, "talking": 7, "demo": 7, "cli": 7, "__main__": 8,
+    "modelfolder": 5, "automatic": 6, "budget": 6, "serving": 5, "exporting": 5, "jobs": 6, "before_after": 6, "pipeline": 6, "examples": 6, "inspecting": 7, "talking": 7, "demo": 7, "cli": 7, "__main__": 8,
 }  # fmt: skip
 
 
@@ -98,7 +98,18 @@ def test_no_pickle_no_remote_code_no_shell(path):
         assert word not in text
 
 
-WRITING = {"--max-tokens", "--min-p", "--precision", "--repetition-penalty", "--seed", "--stop", "--temperature", "--top-k", "--top-p", "--trust-code"}
+WRITING = {
+    "--max-tokens",
+    "--min-p",
+    "--precision",
+    "--repetition-penalty",
+    "--seed",
+    "--stop",
+    "--temperature",
+    "--top-k",
+    "--top-p",
+    "--trust-code",
+}
 
 
 def test_the_command_surface_is_pinned():
@@ -115,13 +126,13 @@ def test_the_command_surface_is_pinned():
     assert {k: sorted(set(v) - common) for k, v in surface.items()} == {
         "models": [], "tasks": [], "recipes": ["--schema"],
         "train": ["--budget", "--dry-run", "--extend", "--out", "--resume", "--set", "--trust-code"],
-        "tune": ["--data", "--dry-run", "--extend", "--keep-classes", "--method", "--out", "--rehearse", "--resume", "--set", "--trust-code"],
+        "tune": ["--data", "--dry-run", "--extend", "--general", "--keep-classes", "--method", "--out", "--rehearse", "--resume", "--set", "--trust-code"],
         "evaluate": ["--against", "--data", "--out", "--set", "--split", "--trust-code", "--views"],
         "generate": sorted(WRITING), "chat": sorted({*WRITING, "--system"}),
         "predict": ["--trust-code", "--views"], "demo": ["--out"],
         "export": ["--force", "--merge", "--out", "--to", "--trust-code"],
         "serve": ["--api-key", "--host", "--insecure", "--max-batch", "--port", "--trust-code", "--views"],
-        "env": [], "data show": ["--grid", "--html", "--model", "--set"], "data check": ["--model", "--set"],
+        "env": [], "data show": ["--grid", "--html", "--model", "--set"], "data check": ["--fix", "--model", "--set"],
         "runs list": ["--root"], "runs show": [], "runs compare": [], "runs verify": [],
     }  # fmt: skip
     assert all(common <= set(v) for k, v in surface.items() if k != "env")  # a program of its own, with verbs of its own

@@ -14,7 +14,9 @@ from groundup.models.base import build_model
 from groundup.tuning import stages_of
 
 CPU = torch.device("cpu")
-FEATURES = [n for n in TASKS.names() if TASKS.get(n).target.kind != "text"]  # those: tests/tasks/test_language.py, tests/tuning/test_language.py
+FEATURES = [
+    n for n in TASKS.names() if TASKS.get(n).target.kind != "text"
+]  # those: tests/tasks/test_language.py, tests/tuning/test_language.py
 BY_KIND = {"image": "digits", "vector": "diabetes"}
 
 

@@ -96,10 +96,14 @@ def test_vocabularies_fit_the_text():
 def test_words_looked_up_are_what_the_library_encodes(pattern, monkeypatch):
     core = tokenizers.Tokenizer(models.BPE())
     spelled = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern == GPT2_WORDS)
-    core.pre_tokenizer = spelled if pattern == GPT2_WORDS else pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), spelled])
+    core.pre_tokenizer = (
+        spelled if pattern == GPT2_WORDS else pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), spelled])
+    )
     code = Path(tokenizers.__file__).read_text(encoding="utf-8")
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator([code, *TEXTS], trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, special_tokens=[END], show_progress=False))
+    core.train_from_iterator(
+        [code, *TEXTS], trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, special_tokens=[END], show_progress=False)
+    )
     made = Tokenizer(core, {"eos_token": END})
     assert made._words is not None
     monkeypatch.setattr(made._words, "LIMIT", 3000)  # the table is emptied on the way

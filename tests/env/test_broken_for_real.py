@@ -22,7 +22,9 @@ def environment(tmp_path):
     folder = tmp_path / "an environment"
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     scripts = folder / ("Scripts" if os.name == "nt" else "bin")
-    inside = subprocess.run([str(scripts / "python"), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], capture_output=True, text=True)
+    inside = subprocess.run(
+        [str(scripts / "python"), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], capture_output=True, text=True
+    )
     Path(inside.stdout.strip(), "outer.pth").write_text(sysconfig.get_paths()["purelib"])
     settings = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(SOURCE), "GROUNDUP_LANG": "en"}
 

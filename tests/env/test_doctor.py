@@ -37,7 +37,9 @@ Nvidia driver version: {driver}
 """
 
 
-def collected(torch="2.6.0+cu124", cuda="12.4", os="Ubuntu 22.04.4 LTS (x86_64)", available=False, gpu="NVIDIA GeForce RTX 3090", driver="550.54.15"):
+def collected(
+    torch="2.6.0+cu124", cuda="12.4", os="Ubuntu 22.04.4 LTS (x86_64)", available=False, gpu="NVIDIA GeForce RTX 3090", driver="550.54.15"
+):
     return COLLECT.format(torch=torch, cuda=cuda, os=os, available=available, gpu=gpu, driver=driver)
 
 
@@ -153,7 +155,10 @@ def test_the_commands_are_those_of_the_manager_that_installed_torch():
 
 def test_signs_win_over_conclusions():
     """A report whose facts would blame the driver, with an error that says otherwise."""
-    report = collected("2.9.1+cu130", "13.0", driver="535.183.01") + "\nOMP: Error #15: Initializing libiomp5.so, but found libiomp5.so already initialized."
+    report = (
+        collected("2.9.1+cu130", "13.0", driver="535.183.01")
+        + "\nOMP: Error #15: Initializing libiomp5.so, but found libiomp5.so already initialized."
+    )
     assert doctor.examine(report.encode())[1][0].cause_id == "openmp_duplicate_runtime"
 
 
@@ -293,7 +298,9 @@ def test_the_knowledge_is_well_formed():
     for entry in data["releases"]:
         assert entry["source"] and knowledge.version(entry["python"][0]) < knowledge.version(entry["python"][1])
         assert all(knowledge.cuda_of(tag) and knowledge.driver_minimum(tag, False) for tag in entry["cuda"])
-    assert [knowledge.version(e["torch"]) for e in data["releases"]] == sorted((knowledge.version(e["torch"]) for e in data["releases"]), reverse=True)
+    assert [knowledge.version(e["torch"]) for e in data["releases"]] == sorted(
+        (knowledge.version(e["torch"]) for e in data["releases"]), reverse=True
+    )
     for entry in data["kernels"]:
         assert entry["source"] and entry["sm"] == sorted(entry["sm"])
         assert any(entry["build"] in r["cuda"] for r in data["releases"]), entry["build"]
@@ -321,7 +328,9 @@ def test_kernels_run_on_equal_or_higher_minor_versions_only():
 def test_torchaudio_has_a_stable_interface_since_2_11():
     assert knowledge.companion_fits("2.13.0", "torchaudio", "2.11.0")
     assert knowledge.companion_fits("2.10.0", "torchaudio", "2.9.0") is False
-    assert knowledge.companion_fits("2.13.0+cpu", "torchvision", "0.28.0") and knowledge.companion_fits("9.9", "torchvision", "0.28.0") is None
+    assert (
+        knowledge.companion_fits("2.13.0+cpu", "torchvision", "0.28.0") and knowledge.companion_fits("9.9", "torchvision", "0.28.0") is None
+    )
 
 
 def test_the_guides_in_the_repository_are_those_of_the_knowledge():

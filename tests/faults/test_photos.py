@@ -52,7 +52,13 @@ def photos(tmp_path_factory):
 def quiet(photos, tmp_path_factory, cache_folder):
     """The weights of a run that nothing happens to."""
     out = tmp_path_factory.mktemp("quiet") / "run"
-    done = subprocess.run(command(photos, out), capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1", "GROUNDUP_CACHE": str(cache_folder)})
+    done = subprocess.run(
+        command(photos, out),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GROUNDUP_CACHE": str(cache_folder)},
+    )
     assert done.returncode == 0, done.stderr
     return weights(out)
 

@@ -77,22 +77,34 @@ def test_documents_of_a_row_never_see_each_other(form, path):
     torch.testing.assert_close(net.features(changed, documents)[0, 7:], packed[0, 7:], atol=1e-6, rtol=1e-6)
 
 
+def with_what_is_kept(net, x):
+    """The outputs, and how many numbers wait for the backward pass."""
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+        out = net(x)
+    return out, sum(sizes)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients_of_both_paths_agree_and_checkpointing_changes_nothing(form):
     found = {}
-    for variant in ("sdpa", "explicit", "checkpointing"):
-        if variant == "checkpointing" and form in ("gpt2", "lstm"):
+    kept = {}
+    for variant in ("sdpa", "explicit", "selective", "whole"):
+        if variant in ("selective", "whole") and form == "lstm":
             continue
-        extra = {"checkpointing": True} if variant == "checkpointing" else {}
-        net = small(form if form in ("gpt2", "lstm") else "decoder", **FORMS[form], **extra).train()
+        net = small(form if form in ("gpt2", "lstm") else "decoder", **FORMS[form]).train()
         net.attention_path = "explicit" if variant == "explicit" else "sdpa"
+        net.checkpointing = variant if variant in ("selective", "whole") else "none"
         torch.manual_seed(1)
         x = torch.randint(0, 50, (2, 24))
-        net(x).square().mean().backward()
+        out, kept[variant] = with_what_is_kept(net, x)
+        out.square().mean().backward()
         found[variant] = {n: p.grad for n, p in net.named_parameters()}
     for variant, grads in found.items():
         for name, grad in grads.items():
             torch.testing.assert_close(grad, found["sdpa"][name], atol=2e-6, rtol=1e-3, msg=f"{variant} {name}")
+    if form != "lstm":
+        assert kept["whole"] < kept["sdpa"] / 3
 
 
 def test_presets_have_the_size_of_their_name():

@@ -13,7 +13,7 @@ from groundup.core.errors import DataError, ModelError, RecipeError
 from groundup.data import conversations
 from groundup.data.chat_tokens import IGNORED, parse, render, template_for, tokenize_conversations
 from groundup.data.tokenizers import TEMPLATES, train_bpe
-from groundup.models import lora
+from groundup.models import adapters, lora
 from groundup.models.base import build_model
 
 TEXT = ["User: what is the colour of the sky? Assistant: blue. 天空是什么颜色？蓝色。\n" * 20]
@@ -26,7 +26,9 @@ def tokenizer():
 def examples(n, seed=0):
     """Questions with one right answer each."""
     rng = random.Random(seed)
-    return [{"instruction": f"add {a} and {b}", "output": str(a + b)} for a, b in ((rng.randint(0, 9), rng.randint(0, 9) + i) for i in range(n))]
+    return [
+        {"instruction": f"add {a} and {b}", "output": str(a + b)} for a, b in ((rng.randint(0, 9), rng.randint(0, 9) + i) for i in range(n))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,12 @@ def test_every_format_becomes_the_same_conversation():
         ({"messages": [{"role": "user", "content": {"image": 1}}]}, "content", "not text"),
         ({"instruction": "a"}, "schema", "no 'output'"),
         ({"instruction": "a", "output": ""}, "empty", "turn 2"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference", "preference pair"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference", "several answers"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "label": False},
+            "disliked",
+            "label: false",
+        ),
         ({"a": 1, "b": 2}, "format", "it has a, b"),
         ([1], "not a record", "list"),
     ],
@@ -135,7 +142,8 @@ def test_packed_rows_lose_and_mix_nothing():
     records = [*examples(40), {"text": "the colour of the sky " * 8}]
     s = stream(records)
     index = np.array([40, 3, 3, 17, 0, 25])
-    tokens, targets, documents = s.fetch(index)
+    tokens, targets, documents, owners = s.fetch(index)
+    assert [int((owners == i).sum()) for i in range(len(index))] == (s.starts[index + 1] - s.starts[index] - 1).tolist()
     assert len(tokens) < len(index), "several share a row"
     torch.manual_seed(0)
     model = build_model("decoder", {"layers": 2, "width": 32, "heads": 2}, (256,), 300).double()
@@ -143,11 +151,13 @@ def test_packed_rows_lose_and_mix_nothing():
         torch.nn.init.normal_(p, std=0.1)
 
     def loss(rows):
-        x, y, d = (torch.from_numpy(a) for a in rows)
-        return torch.nn.functional.cross_entropy(model.head(model.features(x, d)).flatten(0, 1), y.flatten(), ignore_index=IGNORED, reduction="sum")
+        x, y, d, _ = (torch.from_numpy(a) for a in rows)
+        return torch.nn.functional.cross_entropy(
+            model.head(model.features(x, d)).flatten(0, 1), y.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
 
     alone = sum(loss(s.fetch(index[i : i + 1])).item() for i in range(len(index)))
-    assert abs(loss((tokens, targets, documents)).item() - alone) < 1e-8 * alone
+    assert abs(loss((tokens, targets, documents, owners)).item() - alone) < 1e-8 * alone
     assert int((targets != IGNORED).sum()) == sum(int(s.trained[s.starts[i] + 1 : s.starts[i + 1]].sum()) for i in index)
 
 
@@ -162,7 +172,9 @@ def test_what_is_cut_or_empty_is_counted_and_nothing_at_all_is_an_error():
     assert parse("no json") == {"text": "no json"}
 
 
-@pytest.mark.parametrize("options", [{}, {"rs": True}, {"dora": True}, {"targets": ["q_proj", "v_proj"], "rank": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"rs": True}, {"dora": True}, {"targets": ["q_proj", "v_proj"], "rank": 2}, {"init": "pissa"}, {"plus": 16.0}]
+)
 def test_adapters_change_nothing_at_first_and_are_merged_exactly(options):
     torch.manual_seed(0)
     model = build_model("decoder", {"layers": 2, "width": 32, "heads": 2}, (64,), 300)
@@ -180,18 +192,23 @@ def test_adapters_change_nothing_at_first_and_are_merged_exactly(options):
     for n, p in model.named_parameters():
         if "lora_B" in n or "magnitude" in n:
             torch.nn.init.normal_(p, mean=1.0 if "magnitude" in n else 0.0, std=0.1)
+    for module in frozen:
+        module.requires_grad_(False)
     changed = model(x)
     changed.sum().backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for n, p in model.named_parameters() if n in trained)
-    lora.merge(model)
-    assert not lora.adapted(model)
+    assert set(model.state_dict()) == set(trained), "the rest need not be kept"
+    there = lora.merge(model)
+    assert not lora.adapted(model) and "model.embed_tokens.weight" in model.state_dict()
     torch.testing.assert_close(model(x), changed, atol=1e-4, rtol=1e-4)
+    lora.unmerge(model, there)
+    assert torch.equal(model(x), changed)
     with pytest.raises(RecipeError, match="matches no linear layer"):
         method(model, targets=["qqq"])
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("options", [{}, {"dora": True}, {"rs": True}])
+@pytest.mark.parametrize("options", [{}, {"dora": True}, {"rs": True}, {"init": "pissa"}, {"init": "pissa", "rs": True}])
 def test_peft_reads_ours_and_we_read_peft(base, tmp_path, options):
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM
@@ -209,14 +226,16 @@ def test_peft_reads_ours_and_we_read_peft(base, tmp_path, options):
         torch.testing.assert_close(peft.PeftModel.from_pretrained(plain, run.model).eval()(x).logits, expected, atol=1e-4, rtol=1e-4)
 
         plain = AutoModelForCausalLM.from_pretrained(base / "model")
-        config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], use_rslora="rs" in options, use_dora="dora" in options)
+        config = peft.LoraConfig(
+            r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], use_rslora="rs" in options, use_dora="dora" in options
+        )
         theirs = peft.get_peft_model(plain, config)
         for n, p in theirs.named_parameters():
             if "lora_B" in n:
                 torch.nn.init.normal_(p, std=0.1)
         theirs.save_pretrained(tmp_path / "peft")
         model = modelfolder.load(base).model
-        lora.read_adapter(model, tmp_path / "peft")
+        adapters.read(model, tmp_path / "peft")
         torch.testing.assert_close(model.eval()(x), theirs.eval()(x).logits, atol=1e-4, rtol=1e-4)
 
 
@@ -228,7 +247,9 @@ def test_tune_recognises_the_file_and_tells_before_and_after(base, tmp_path, cap
     rows = {r["metric"]: r for r in run.result["before_after"]["rows"] if r["what"] == "new data"}
     assert rows["loss"]["after"] < rows["loss"]["before"] and rows["token_accuracy"]["after"] > rows["token_accuracy"]["before"]
     loaded = run.load()
-    assert loaded.task.tokenizer.chat_template and pipeline.evaluate(run.path, str(data), split="all")["records"] == 113  # seven examples occur twice
+    assert (
+        loaded.task.tokenizer.chat_template and pipeline.evaluate(run.path, str(data), split="all")["records"] == 113
+    )  # seven examples occur twice
     again = gu.tune(run.path, str(data), "lora", {"train.steps": 2}, out=tmp_path / "more")
     assert (again.path / "model" / "adapter_config.json").is_file()
     on = gu.tune(again.path, str(data), "lora", {"train.steps": 2}, out=tmp_path / "on")

@@ -158,7 +158,7 @@ class Text(Section):
     """
 
     column: str | None = None
-    document: Literal["file", "line", "paragraph", "conversation"] | Auto = "auto"
+    document: Literal["file", "line", "paragraph", "conversation", "preference"] | Auto = "auto"
     encoding: str = "auto"
     normalize: Literal["nfc", "nfkc"] | None = "nfc"
     languages: list[str] | None = None
@@ -237,6 +237,7 @@ class Train(Section):
     micro_batch_size: Positive | Auto = "auto"
     precision: Literal["float32", "bfloat16", "float16"] | Auto = "auto"
     compile: bool | Auto = "auto"
+    checkpointing: Literal["none", "selective", "whole"] = "none"
     clip_norm: Annotated[Float, Field(gt=0)] | None = 1.0
     ema: Annotated[Float, Field(gt=0, lt=1)] | None = None
     early_stopping: EarlyStopping | None = None
@@ -276,11 +277,22 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    """`views`: test-time augmentation of the final evaluation, kept with the model for its answers."""
+    """How a run is measured.
+
+    Args:
+        views: test-time augmentation of the final evaluation, kept with the model for its answers.
+        general: of tuned language models, general questions on which forgetting is measured: 'auto' (ours, English and Chinese), a file of one's own,
+            or 'none'.
+        answers: how many questions of the held-out split are answered before and after tuning; 'auto' as many as 20 seconds allow, at most 100.
+        run_code: whether the code in answers is run where the data has `tests` (pass@1). It is code that a model wrote.
+    """
 
     every: Literal["epoch"] | Positive = "epoch"
     metric: str = "auto"
     views: Views | None = None
+    general: str = "auto"
+    answers: Annotated[Int, Field(ge=0)] | Auto = "auto"
+    run_code: bool = False
 
 
 class Watch(Section):

@@ -59,14 +59,14 @@ def template_for(tokenizer: Tokenizer, wanted: str) -> tuple[str, str]:
             "task.template = '{name}'" + ("；可用：auto、{known}" if name not in TEMPLATES else " 需要词元 <|im_start|> 与 <|im_end|>"),
             name=name,
             known=", ".join(TEMPLATES),
-            fix="--set task.template=auto",
+            fix="--set task.template=auto" if name not in TEMPLATES else "--set 'task.add_tokens=[<|im_start|>, <|im_end|>]' --method full",
         )
     return TEMPLATES[name], name
 
 
 def parse(document: str) -> dict[str, Any]:
     """A document of the corpus as a conversation; what is no JSON of ours is plain text."""
-    if document.startswith(('{"messages": ', '{"text": ')):
+    if document.startswith(('{"messages": ', '{"text": ')):  # preferences begin with their messages, too
         try:
             found: dict[str, Any] = json.loads(document)
             return found
@@ -75,11 +75,14 @@ def parse(document: str) -> dict[str, Any]:
     return {"text": document}
 
 
-def render(tokenizer: Tokenizer, template: str, conversation: dict[str, Any], train_on: str = "assistant") -> Rendered:
+def render(
+    tokenizer: Tokenizer, template: str, conversation: dict[str, Any], train_on: str = "assistant", *, only_last: bool = False
+) -> Rendered:
     """A conversation as the model sees it.
 
     Args:
         train_on: 'assistant' (its turns and their ends) or 'all'.
+        only_last: only the last turn is trained.
 
     Raises:
         ModelError: the template refuses it, or rewrites earlier turns so that no answer can be told apart.
@@ -101,7 +104,7 @@ def render(tokenizer: Tokenizer, template: str, conversation: dict[str, Any], tr
         spans = [(0, len(text))]
     else:
         for i, message in enumerate(messages):
-            if message["role"] != "assistant":
+            if message["role"] != "assistant" or (only_last and i + 1 < len(messages)):
                 continue
             before = through(i, True)
             after = text if i + 1 == len(messages) else through(i + 1, False)
@@ -133,6 +136,7 @@ class ConversationStream:
         records: int64 [conversations], which document of the split each one is.
         bytes: UTF-8 bytes of what is trained; supervised: positions that have a target.
         facts: counts of what was cut off and left out, and why.
+        key: what the stream was made of: its name in the cache.
     """
 
     tokens: NDArray[Any]
@@ -143,14 +147,16 @@ class ConversationStream:
     bytes: int
     supervised: int
     facts: dict[str, Any]
+    key: str
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def fetch(self, index: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Conversations, packed whole into as few rows as they fit (first fit, longest first): tokens, targets and documents, int64 [rows, T].
+    def fetch(self, index: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Conversations, packed whole into as few rows as they fit (first fit, longest first): tokens, targets, documents and owners, int64 [rows, T].
 
-        T is the longest one's length. Targets are IGNORED but where the next token is trained.
+        T is the longest one's length. Targets are IGNORED but where the next token is trained. Owners: the place in `index` of each position's
+        conversation, len(index) for padding.
         """
         sizes = self.starts[index + 1] - self.starts[index] - 1  # the last token predicts nothing
         t = int(sizes.max())
@@ -165,7 +171,7 @@ class ConversationStream:
             rows[row].append(int(k))
             room[row] -= int(sizes[k])
         tokens, targets = np.zeros((len(rows), t), dtype=np.int64), np.full((len(rows), t), IGNORED, dtype=np.int64)
-        documents = np.zeros((len(rows), t), dtype=np.int64)
+        documents, owners = np.zeros((len(rows), t), dtype=np.int64), np.full((len(rows), t), len(index), dtype=np.int64)
         for r, inside in enumerate(rows):
             at = 0
             for number, k in enumerate(inside):
@@ -174,10 +180,17 @@ class ConversationStream:
                 ids = self.tokens[start : start + size + 1].astype(np.int64)
                 tokens[r, part] = ids[:-1]
                 targets[r, part] = np.where(self.trained[start + 1 : start + size + 1], ids[1:], IGNORED)
-                documents[r, part] = number
+                documents[r, part], owners[r, part] = number, k
                 at += size
             documents[r, at:] = len(inside)
-        return tokens, targets, documents
+        return tokens, targets, documents, owners
+
+
+def versions(conversation: dict[str, Any]) -> list[dict[str, Any]]:
+    """A preference as conversations: of each pair of its best answer with another one, the best one's and the other's."""
+    messages, (best, *others) = conversation["messages"], conversation["answers"]
+    rest = {k: v for k, v in conversation.items() if k == "tools"}
+    return [{"messages": [*messages, {"role": "assistant", "content": a}], **rest} for other in others for a in (best, other)]
 
 
 def tokenize_conversations(
@@ -221,7 +234,15 @@ def tokenize_conversations(
 
     starts, lengths, records = (np.fromfile(folder / name, dtype=np.int64) for name in ("starts.bin", "lengths.bin", "records.bin"))
     return ConversationStream(
-        mapped("tokens.bin", np.uint32), mapped("trained.bin", np.bool_), starts, lengths, records, facts["bytes"], facts["supervised"], facts
+        mapped("tokens.bin", np.uint32),
+        mapped("trained.bin", np.bool_),
+        starts,
+        lengths,
+        records,
+        facts["bytes"],
+        facts["supervised"],
+        facts,
+        key,
     )
 
 
@@ -236,26 +257,30 @@ def _write(
         for number, text in enumerate(texts):
             if progress is not None and number % 256 == 0:
                 progress("tokenising", number / max(1, count))
+            conversation = parse(text)
+            last = "answers" in conversation  # of a preference only the answers are compared
             try:
-                made = render(tokenizer, template, parse(text), train_on)
-                reason = "" if made.trained[1 : context + 1].any() else "hold nothing to learn within the context"
+                made = [
+                    render(tokenizer, template, c, train_on, only_last=last) for c in (versions(conversation) if last else [conversation])
+                ]
+                reason = "" if all(m.trained[1 : context + 1].any() for m in made) else "hold nothing to learn within the context"
             except ModelError:
-                made, reason = None, "are refused by the chat template"
-            if made is None or reason:
+                made, reason = [], "are refused by the chat template"
+            if reason:
                 facts["left_out"][reason] = facts["left_out"].get(reason, 0) + 1
                 continue
-            over = max(0, len(made.ids) - context - 1)
-            facts["cut"] += over > 0
-            facts["lost_tokens"] += over
-            kept = len(made.ids) - over
-            tokens.write(made.ids[:kept].tobytes())
-            trained.write(made.trained[:kept].tobytes())
-            facts["tokens"] += kept
-            facts["supervised"] += int(made.trained[1:kept].sum())
-            whole = sum(len(made.text[a:b].encode()) for a, b in made.spans)
-            facts["bytes"] += round(whole * int(made.trained[1:kept].sum()) / int(made.trained[1:].sum()))
-            facts["kept"] += 1
-            starts.write(np.int64(facts["tokens"]).tobytes())
-            lengths.write(np.int64(len(made.ids)).tobytes())
-            records.write(np.int64(number).tobytes())
+            facts["cut"] += any(len(m.ids) > context + 1 for m in made)
+            for m in made:
+                kept = min(len(m.ids), context + 1)
+                facts["lost_tokens"] += len(m.ids) - kept
+                tokens.write(m.ids[:kept].tobytes())
+                trained.write(m.trained[:kept].tobytes())
+                facts["tokens"] += kept
+                facts["supervised"] += int(m.trained[1:kept].sum())
+                whole = sum(len(m.text[a:b].encode()) for a, b in m.spans)
+                facts["bytes"] += round(whole * int(m.trained[1:kept].sum()) / int(m.trained[1:].sum()))
+                facts["kept"] += 1
+                starts.write(np.int64(facts["tokens"]).tobytes())
+                lengths.write(np.int64(len(m.ids)).tobytes())
+                records.write(np.int64(number).tobytes())
     files.write_json(folder / "facts.json", facts)

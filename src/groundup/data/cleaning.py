@@ -29,9 +29,11 @@ Digests = NDArray[np.uint64]
 
 
 CODES_ZH = {  # the codes of reasons, as a Chinese reader calls them
+    "absurd": "内容荒谬",
     "binary": "二进制",
     "cells": "单元格数不符",
     "content": "内容有误",
+    "disliked": "标为不好的回答",
     "empty": "空",
     "encoding": "编码错误",
     "exact duplicate": "完全重复",
@@ -48,8 +50,10 @@ CODES_ZH = {  # the codes of reasons, as a Chinese reader calls them
     "nothing to learn": "没有可学的内容",
     "order": "轮次顺序有误",
     "preference": "偏好对",
+    "personal data": "个人信息",
     "repetition": "重复内容过多",
     "role": "角色有误",
+    "secret": "密钥或密码",
     "schema": "字段有误",
     "surrogate": "代理字符",
     "too long": "过长",

@@ -1,7 +1,8 @@
-"""Records of the field's formats as conversations: OpenAI messages, ShareGPT, Alpaca, prompt and completion, plain text.
+"""Records of the field's formats as conversations: OpenAI messages, ShareGPT, Alpaca, prompt and completion, plain text; preference pairs and ranked lists.
 
 A conversation is kept as one line of JSON, `{"messages": [{"role", "content"}, ...], "tools": [...]}` or `{"text": ...}`, so that all that is done with
-text (copies, splits, what is left out and why) is done with conversations in the same way.
+text (copies, splits, what is left out and why) is done with conversations in the same way. Preferences are `{"messages": [...], "answers": [...]}`: the
+turns before the answer, and its versions, the best one first.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ SPEAKERS = {
     "developer": "system", "tool": "tool", "observation": "tool", "function_response": "tool", "ipython": "tool", "function_call": "assistant",
 }  # fmt: skip
 PROMPTS, COMPLETIONS = ("prompt", "question", "query", "input", "text_a"), ("completion", "response", "answer", "output", "target")
+PREFERENCE = {"chosen", "rejected", "rejected_response", "responses"}
+PREFERENCES = "chosen, rejected (with prompt, messages, conversations or instruction); prompt, responses with scores or ranks"
 FORMATS = "messages; conversations (ShareGPT); instruction, input, output (Alpaca); prompt, completion; text"
 
 
@@ -30,13 +33,15 @@ def read(record: Any) -> dict[str, Any] | Reason:
         return Reason(
             "not a record", f"{type(record).__name__} where an object is expected", f"应为对象，却是 {type(record).__name__}", damaged=True
         )
-    if "chosen" in record or "rejected" in record:
+    if PREFERENCE & record.keys():
         return Reason(
             "preference",
-            "a preference pair: it has a chosen and a rejected answer",
-            "这是偏好对：含有 chosen 与 rejected 回答",
+            "a preference, not a conversation: it has several answers to choose from",
+            "这是偏好数据，不是对话：它有多个可选的回答",
             damaged=True,
         )
+    if record.get("label") is False:
+        return Reason("disliked", "its answer is marked as a bad one (label: false)", "它的回答被标为不好（label: false）", damaged=True)
     turns: list[Any] | Reason
     if isinstance(record.get("messages"), list):
         turns = _openai(record["messages"])
@@ -63,7 +68,91 @@ def read(record: Any) -> dict[str, Any] | Reason:
     tools = _tools(record)
     if isinstance(tools, Reason):
         return tools
-    return {"messages": turns, "tools": tools} if tools else {"messages": turns}
+    tests = record.get("tests", record.get("test_list"))  # what the code of an answer must pass, for pass@1
+    if isinstance(tests, list):
+        tests = "\n".join(map(str, tests))
+    return {"messages": turns} | ({"tools": tools} if tools else {}) | ({"tests": tests} if isinstance(tests, str) and tests else {})
+
+
+def read_preference(record: Any) -> dict[str, Any] | Reason:
+    """A record as a preference: the turns before an answer, and two or more answers, the best one first."""
+    if not isinstance(record, dict) or not PREFERENCE & record.keys():
+        return Reason("format", f"no preference; known: {PREFERENCES}", f"不是偏好数据；支持：{PREFERENCES}", damaged=True)
+    if "responses" in record:
+        answers = _ranked(record["responses"], record.get("scores"), record.get("ranks", record.get("ranking")))
+        before = _before(record)
+    else:
+        good, bad = record.get("chosen"), record.get("rejected", record.get("rejected_response"))
+        before = _before(record)
+        if good is None and not isinstance(before, Reason) and before and before[-1]["role"] == "assistant":
+            good, before = before[-1]["content"], before[:-1]  # messages that end in the better answer
+        if isinstance(good, list) and isinstance(bad, list) and not before:  # two conversations that differ in their ends
+            first, second = _openai(good), _openai(bad)
+            if isinstance(first, Reason) or isinstance(second, Reason):
+                return first if isinstance(first, Reason) else second  # type: ignore[return-value]
+            same = next((i for i, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second)))
+            before, good, bad = first[:same], first[same:], second[same:]
+        answers = [_last(good), _last(bad)]
+    if isinstance(before, Reason):
+        return before
+    if isinstance(answers, Reason):
+        return answers
+    for number, answer in enumerate(answers, 1):
+        if not isinstance(answer, str) or not answer.strip():
+            return Reason("empty", f"answer {number} is no text or empty", f"第 {number} 个回答为空或不是文本", damaged=True)
+        if (reason := wrong([*before, {"role": "assistant", "content": answer}])) is not None:
+            return reason
+    if len(set(answers)) < len(answers):
+        return Reason("nothing to learn", "two of its answers are the same", "其中两个回答相同", damaged=True)
+    tools = _tools(record)
+    if isinstance(tools, Reason):
+        return tools
+    return {"messages": before, "answers": answers} | ({"tools": tools} if tools else {})
+
+
+def _before(record: dict[str, Any]) -> list[Any] | Reason:
+    """The turns before the answers; an empty list where the record has none of its own."""
+    if isinstance(record.get("messages"), list):
+        return _openai(record["messages"])
+    if isinstance(record.get("conversations"), list):
+        return _sharegpt(record["conversations"], record.get("system"))
+    if "instruction" in record:
+        turns = _alpaca(record | {"output": ""})
+        return turns if isinstance(turns, Reason) else turns[:-1]
+    turns = _pair({**{k: record[k] for k in (*PROMPTS, "system") if k in record}, "completion": ""})
+    return turns if isinstance(turns, Reason) else turns[:-1]
+
+
+def _last(answer: Any) -> Any:
+    """The text of an answer: a text, a message, or a list of one message."""
+    if isinstance(answer, list) and len(answer) == 1:
+        answer = answer[0]
+    if isinstance(answer, dict):
+        answer = answer.get("content", answer.get("value"))
+    return answer
+
+
+def _ranked(responses: Any, scores: Any, ranks: Any) -> list[Any] | Reason:
+    """Answers by their scores (high is better) or ranks (1 is best), which stand beside them or in them; as they stand where there are none."""
+    if not isinstance(responses, list) or len(responses) < 2:
+        return Reason("schema", "'responses' is not a list of two or more", "'responses' 不是至少两项的列表", damaged=True)
+    texts = [r.get("text", r.get("response", r.get("content"))) if isinstance(r, dict) else r for r in responses]
+    own = [[r.get(key) if isinstance(r, dict) else None for r in responses] for key in ("score", "rank")]
+    scores, ranks = (given if isinstance(given, list) else inside for given, inside in zip((scores, ranks), own))
+    order = (
+        scores
+        if any(s is not None for s in scores)
+        else [None if r is None else -r for r in ranks if r is None or isinstance(r, int | float)]
+    )
+    if all(o is None for o in order):
+        return texts
+    if len(order) != len(texts) or not all(isinstance(o, int | float) for o in order):
+        return Reason("schema", "not every answer has a score or a rank", "不是每个回答都有分数或名次", damaged=True)
+    best = max(order)
+    if all(o == best for o in order):
+        return Reason("nothing to learn", "all its answers are equally good", "所有回答同样好", damaged=True)
+    top = order.index(best)  # of those that are as good as the best one, one: the rest says nothing
+    return [texts[top], *(t for _, t in sorted(((-o, t) for o, t in zip(order, texts) if o < best), key=lambda pair: pair[0]))]
 
 
 def line(conversation: dict[str, Any]) -> str:

@@ -401,10 +401,10 @@ class _FirstPass:
                     fix_zh="请修复，或用 --set data.on_bad_record=skip 跳过这类记录",
                 )
         self.counts["rejected"][reason.code] = self.counts["rejected"].get(reason.code, 0) + 1
-        self._files["rejected.jsonl"].write(_rejection(record, reason, found.text or ""))
+        self._files["rejected.jsonl"].write(rejection(record, reason, found.text or ""))
 
 
-def _rejection(record: str, reason: Reason, text: str) -> bytes:
+def rejection(record: str, reason: Reason, text: str) -> bytes:
     """One line of rejected.jsonl; written by hand, because there may be millions."""
     row = f'{{"record": {_quoted(record)}, "code": {_quoted(reason.code)}, "reason": {_quoted(reason.en)}, "reason_zh": {_quoted(reason.zh)}, "start of text": {_quoted(text[:80])}}}\n'
     return row.encode("utf-8", "backslashreplace")
@@ -526,7 +526,7 @@ class _SecondPass:
         for start, size, name, reason in zip(starts, sizes, self._names(index), reasons):
             self.duplicates[reason.code] += 1
             self.text_file.seek(start)
-            rows.append(_rejection(name, reason, self.text_file.read(min(size, 320)).decode("utf-8", "ignore")))
+            rows.append(rejection(name, reason, self.text_file.read(min(size, 320)).decode("utf-8", "ignore")))
         self.rejected_file.write(b"".join(rows))
 
     def _names(self, index: NDArray[Any]) -> list[str]:

@@ -157,7 +157,8 @@ class Columns:
 
     def __init__(self, item: Item, config: Data) -> None:
         self._item, self._wanted, self._group = item, config.text.column, config.columns.group
-        self.whole = config.text.document == "conversation"  # a record is read as a whole, not one of its columns
+        self.whole = config.text.document in ("conversation", "preference")  # a record is read as a whole, not one of its columns
+        self._preference = config.text.document == "preference"
         self._only: str | None = None
         self._first = True
         self._keys: tuple[Any, ...] = ()  # of the record before: records are mostly alike
@@ -231,7 +232,7 @@ class Columns:
             if not isinstance(record, dict) or record.get(self._group) is None:
                 return Found(None, _lacks(self._group), unit, place)
             group = str(record[self._group])
-        made = conversations.read(record)
+        made = (conversations.read_preference if self._preference else conversations.read)(record)
         if isinstance(made, Reason):
             return Found(None, made, unit, place)
         return Found(conversations.line(made), None, unit, place, group)
@@ -492,7 +493,9 @@ def _parquet(item: Item, config: Data, start: int) -> Iterator[Found]:
             name = strings[0]
         if name is None and not columns.whole:
             columns.missing(list(kinds), strings)
-        wanted = list(kinds) if columns.whole else [c for c in (name, "title" if name in lists else None, config.columns.group) if c in kinds]
+        wanted = (
+            list(kinds) if columns.whole else [c for c in (name, "title" if name in lists else None, config.columns.group) if c in kinds]
+        )
         number = 0
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows

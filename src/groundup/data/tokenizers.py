@@ -48,9 +48,7 @@ TEMPLATES = {"chatml": CHAT_TEMPLATE, "plain": PLAIN_TEMPLATE}
 # Where words begin: a word takes the space before it along, numbers are cut into at most three digits, line ends stand apart from what follows.
 WORDS = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LLAMA3_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+LLAMA3_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN_WORDS = LLAMA3_WORDS.replace("{1,3}", "")
 LINES = re.compile(r"(?<=\n)(?=\S)")
 TRAINED_ON = 200_000_000  # bytes of text that a tokenizer is trained on at most: more changes its merges very little
@@ -205,6 +203,10 @@ class Tokenizer:
                 why=getattr(error, "message", None) or error,
             ) from error
 
+    def add(self, tokens: Sequence[str]) -> None:
+        """Makes these texts tokens of their own, special ones; those that are there already stay."""
+        self.core.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in tokens])
+
     def turn_ends(self) -> list[int]:
         """Tokens after which a model has finished: the end of a document, and of a turn."""
         names = [TURN_END, "<|eot_id|>", "<end_of_turn>", "</s>"]
@@ -252,7 +254,9 @@ def _words_of(facts: dict[str, Any]) -> str | None:
     steps, normal = facts["pre_tokenizer"] or {}, facts["normalizer"] or {"type": "NFC"}
     steps = steps.get("pretokenizers", [steps])
     bytes_ = steps[-1]
-    plain = bytes_.get("type") == "ByteLevel" and not bytes_["add_prefix_space"] and normal["type"] == "NFC" and facts["model"]["type"] == "BPE"
+    plain = (
+        bytes_.get("type") == "ByteLevel" and not bytes_["add_prefix_space"] and normal["type"] == "NFC" and facts["model"]["type"] == "BPE"
+    )
     if not plain or facts["model"].get("dropout") or any(not token["special"] for token in facts["added_tokens"]):
         return None
     if len(steps) == 1:
@@ -273,8 +277,11 @@ def vocabulary_for(size: int) -> int:
     return int(min(65536, max(512, 2 ** round(math.log2(max(size, 1)) / 2))))
 
 
-def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+def train_bpe(texts: Iterable[str], vocabulary: int, *, exact: bool = True) -> Tokenizer:
     """Byte-level BPE (Sennrich et al., arXiv 1508.07909; bytes as in Radford et al., GPT-2, 2019, 2.2).
+
+    Args:
+        exact: a text that supports fewer tokens is an error.
 
     Raises:
         DataError: the text has too few different pieces for so large a vocabulary, or the vocabulary is too small for all bytes.
@@ -295,7 +302,7 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     core.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=SPECIAL, initial_alphabet=sorted(alphabet), show_progress=False)
     core.train_from_iterator(_limited(texts), trainer)
-    if (made := core.get_vocab_size()) < vocabulary:
+    if (made := core.get_vocab_size()) < vocabulary and exact:
         raise DataError(
             "the text supports a vocabulary of {made} tokens, {asked} were asked for",
             "这些文本只支持 {made} 个词元的词表，而要求的是 {asked} 个",

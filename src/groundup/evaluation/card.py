@@ -23,6 +23,9 @@ HUB_TASKS = {
     "image-classification": "image-classification",
     "vector-classification": "tabular-classification",
     "vector-regression": "tabular-regression",
+    "language-modeling": "text-generation",
+    "instruction-tuning": "text-generation",
+    "preference-tuning": "text-generation",
 }
 LISTED = 200  # labels written out
 

@@ -342,7 +342,18 @@ def _before_after(pictures: Path, result: dict[str, Any]) -> str:
         what = esc(_local(row, "what")) + page.small(str(row.get("metric", ""))) + page.small(_local(row, "note"))
         cells.append([what, before, after, _change(row)])
     columns = [say("data", "数据"), say("before", "之前"), say("after", "之后"), say("change", "变化")]
-    return page.table(columns, cells, right=(1, 2)) + page.gallery(pictures, ["before_after"], _captions()) if rows else ""
+    html = page.table(columns, cells, right=(1, 2)) + page.gallery(pictures, ["before_after"], _captions()) if rows else ""
+    found = result.get("before_after") or {}
+    if verdict := found.get("verdict"):
+        html = page.note(say("{en}", "{zh}", **verdict)) + html
+    return html + _answers(found.get("answers") or [])
+
+
+def _answers(answers: list[dict[str, str]]) -> str:
+    """What the model said before and after, beside what is right."""
+    columns = [say("question", "问题"), say("right", "标准答案"), say("before", "之前"), say("after", "之后")]
+    rows = [[esc(a[key][:600]) for key in ("prompt", "right", "before", "after")] for a in answers]
+    return page.table(columns, rows, stack=True) if rows else ""
 
 
 def _local(row: dict[str, Any], key: str) -> str:
@@ -355,16 +366,19 @@ def _change(row: dict[str, Any]) -> str:
     before, after = row.get("before"), row.get("after")
     if before is None or after is None:
         return ""
-    b, a = row.get("before_interval"), row.get("after_interval")
+    b, a, paired = row.get("before_interval"), row.get("after_interval"), row.get("difference_interval")
     if after == before:
         verdict = say("the same", "相同")
-    elif b and a and interval(b) and interval(a) and b[0] <= a[1] and a[0] <= b[1]:
+    elif paired and interval(paired) and paired[0] <= 0 <= paired[1]:
+        verdict = say("not clear: the interval of the difference holds 0", "不明确：差值的区间包含 0")
+    elif not paired and b and a and interval(b) and interval(a) and b[0] <= a[1] and a[0] <= b[1]:
         verdict = say("not clear: the intervals overlap", "不明确：区间重叠")
     elif (after < before) == (row.get("metric") in LOWER_IS_BETTER):
         verdict = say("better", "变好")
     else:
         verdict = say("worse", "变差")
-    return f"{'+' if after > before else ''}{number(after - before)}{page.small(verdict)}"
+    spread = page.small(interval(paired)) if paired else ""
+    return f"{'+' if after > before else ''}{number(after - before)}{spread}{page.small(verdict)}"
 
 
 def _data(pictures: Path, data: dict[str, Any]) -> str:

@@ -10,10 +10,12 @@ import torch
 from torch.nn import functional as F
 
 from groundup import modelfolder
+from groundup.core import files
 from groundup.core.errors import GateError, UserError
 from groundup.core.recipe import load
 from groundup.models import lora
 from groundup.models.generation import Sampling, generate
+from groundup.training.checkpoint import commit
 
 TOLERANCE = 1e-3  # greatest difference of a logit, as a share of the largest logit
 PROMPTS = (
@@ -59,9 +61,8 @@ def merge(model: str, out: str | Path | None = None, *, force: bool = False, tru
         }
     )
     facts: dict[str, Any] = {k: card[k] for k in ("source_run", "metrics", "intervals", "seed", "data", "views") if k in card}
-    if path.exists():
-        shutil.rmtree(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    final, path = path, files.temporary_sibling(path)  # what stands there is replaced only by what has passed
     readme = f"# {card['source_run']}\n\nAn adapter merged into its base. Both belong to the same model family and licence.\n"
     modelfolder.save(
         path, model=loaded.model, weights=loaded.model.state_dict(), task=task, recipe=recipe, facts={**facts, "parent": {"sha256": card["parent"]["sha256"]}},
@@ -86,11 +87,12 @@ def merge(model: str, out: str | Path | None = None, *, force: bool = False, tru
             same="alike" if same_text else "different",
             same_zh="相同" if same_text else "不同",
         )
+    commit(path, final)
     return {
         "model": str(loaded.path),
         "to": "merged",
-        "file": str(path),
-        "bytes": sum(f.stat().st_size for f in path.iterdir()),
+        "file": str(final),
+        "bytes": sum(f.stat().st_size for f in final.iterdir()),
         "largest_difference": difference,
         "tolerance": TOLERANCE,
         "kl": kl,

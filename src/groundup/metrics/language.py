@@ -1,8 +1,10 @@
-"""Loss, perplexity, bits per byte and token accuracy of a language model, with intervals over windows of text."""
+"""Metrics of language models, with intervals over windows, conversations or pairs of answers."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,28 +13,56 @@ from torch import Tensor
 from groundup.metrics.streamed import RESAMPLES, MetricSet, percentile_interval, poisson_weights
 
 
-class LanguageMetrics(MetricSet):
-    """Sums over windows: nats, tokens, right ones.
+class SummedMetrics(MetricSet):
+    """Metrics that are functions of sums over records. The resamples' weights depend on a record's number alone: two models on the same records stand on
+    the same resamples, and their difference is a paired one."""
+
+    columns: int
+
+    def __init__(self) -> None:
+        self.random = np.random.default_rng(0)
+        self.sums = np.zeros((RESAMPLES + 1, self.columns))
+
+    def update(self, outputs: Tensor, targets: Tensor, loss_sum: float) -> None:
+        """`outputs`: [B, columns], what each record adds to the sums."""
+        rows = outputs.detach().cpu().double().numpy()
+        self.sums[0] += rows.sum(0)
+        if self.resampling:
+            self.sums[1:] += poisson_weights(self.random, len(rows)) @ rows
+
+    @abstractmethod
+    def values(self) -> dict[str, NDArray[np.float64]]:
+        """Each metric of the records, then of each resample: [1 + RESAMPLES]."""
+
+    def compute(self) -> dict[str, float]:
+        return {k: float(v[0]) for k, v in self.values().items()}
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        return {k: percentile_interval(v[1:]) for k, v in self.values().items()} if self.resampling else {}
+
+    def stored(self) -> dict[str, Any]:
+        """JSON-able; the inverse is `restore`."""
+        return {"sums": self.sums.tolist()}
+
+    def restore(self, stored: dict[str, Any]) -> None:
+        self.sums = np.array(stored["sums"])
+
+
+class LanguageMetrics(SummedMetrics):
+    """Loss, perplexity, bits per byte and token accuracy. Sums: nats, tokens, right ones.
 
     Args:
         bytes_per_token: UTF-8 bytes of the split's text over its predicted tokens; bits per byte compares models of different vocabularies.
     """
 
     higher_is_better = {"loss": False, "perplexity": False, "bits_per_byte": False, "token_accuracy": True}
+    columns = 3
 
     def __init__(self, bytes_per_token: float) -> None:
+        super().__init__()
         self.bytes_per_token = bytes_per_token
-        self.random = np.random.default_rng(0)
-        self.sums = np.zeros((RESAMPLES + 1, 3))
 
-    def update(self, outputs: Tensor, targets: Tensor, loss_sum: float) -> None:
-        """`outputs`: [B, 3], nats, tokens and right ones of each window."""
-        rows = outputs.detach().cpu().double().numpy()
-        self.sums[0] += rows.sum(0)
-        if self.resampling:
-            self.sums[1:] += poisson_weights(self.random, len(rows)) @ rows
-
-    def _values(self) -> dict[str, NDArray[np.float64]]:
+    def values(self) -> dict[str, NDArray[np.float64]]:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             loss = self.sums[:, 0] / self.sums[:, 1]
             return {
@@ -42,8 +72,14 @@ class LanguageMetrics(MetricSet):
                 "token_accuracy": self.sums[:, 2] / self.sums[:, 1],
             }
 
-    def compute(self) -> dict[str, float]:
-        return {k: float(v[0]) for k, v in self._values().items()}
 
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        return {k: percentile_interval(v[1:]) for k, v in self._values().items()} if self.resampling else {}
+class PreferenceMetrics(SummedMetrics):
+    """Of pairs of answers: the loss, the share whose better answer gained more than the other since training began (`accuracy`; equal gains count half),
+    by how much (`margin`, nats), and the share whose better answer is the likelier one per token (`ranking`)."""
+
+    higher_is_better = {"loss": False, "accuracy": True, "margin": True, "ranking": True}
+    columns = 5
+
+    def values(self) -> dict[str, NDArray[np.float64]]:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return {name: self.sums[:, i] / self.sums[:, 4] for i, name in enumerate(self.higher_is_better)}

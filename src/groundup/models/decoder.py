@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from groundup.core.errors import ModelError
 from groundup.core.registry import MODELS, Card
@@ -164,7 +163,6 @@ class Decoder(LanguageModel):
         window: tokens that a position looks back over, in the layers from `window_from` on; None: all.
         rope_scaling: see `rope_frequencies`.
         experts: MLPs per layer of which each token goes through `experts_per_token`; 0: one MLP. `balance` weighs their load-balancing loss.
-        checkpointing: activations of a layer are computed again in the backward pass instead of kept.
     """
 
     frequency: Tensor
@@ -192,7 +190,6 @@ class Decoder(LanguageModel):
         experts_per_token: int = 2,
         normalize_experts: bool = True,
         balance: float = 0.01,
-        checkpointing: bool = False,
     ) -> None:
         super().__init__(input_shape, num_outputs)
         if size is not None and size not in SIZES:
@@ -230,7 +227,7 @@ class Decoder(LanguageModel):
         self.qk_norm, self.tied, self.bias, self.window, self.window_from = qk_norm, tied, bias, window, window_from
         self.rope_theta, self.rope_scaling, self.norm_eps = rope_theta, rope_scaling, norm_eps
         self.experts, self.experts_per_token, self.normalize_experts = experts, experts_per_token, normalize_experts
-        self.balance, self.checkpointing = balance, checkpointing
+        self.balance = balance
         self.attention_path: AttentionPath = "sdpa"
         self.model = Body(
             num_outputs,
@@ -281,10 +278,10 @@ class Decoder(LanguageModel):
         cos, sin = angles.cos() * self.rope_factor, angles.sin() * self.rope_factor
         whole = allowed(documents, x.shape[1], None, x.device) if cache is None else None
         near = allowed(documents, x.shape[1], self.window, x.device) if cache is None and self.window is not None else whole
-        keep = not (self.checkpointing and self.training and torch.is_grad_enabled())
+        run = self.kept_activations()
         for i, layer in enumerate(self.model.layers):
             facts = (cos, sin, whole if i < self.window_from else near, self.attention_path, cache, i)
-            h = layer(h, *facts) if keep else checkpoint(layer, h, *facts, use_reentrant=False)
+            h = run(layer, h, *facts)
         if cache is not None:
             cache.advance(x.shape[1])
         if self.experts and self.training:

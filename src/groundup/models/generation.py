@@ -278,7 +278,9 @@ class _Any:
 
 def _stepper(model: LanguageModel, rows: int, capacity: int, how: Sampling, *, keep: bool = False) -> _Dense | _Any:
     """Laying the matrices out anew pays from some dozens of tokens on."""
-    plain = isinstance(model, Decoder) and all(isinstance(layer.mlp, MLP) for layer in model.model.layers)
+    plain = (
+        isinstance(model, Decoder) and all(isinstance(layer.mlp, MLP) for layer in model.model.layers) and not hasattr(model, "peft_config")
+    )
     if how.precision != "float32" and not plain:
         raise ModelError(
             "{precision} weights are for decoders without experts",

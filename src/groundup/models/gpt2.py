@@ -120,8 +120,9 @@ class GPT2(LanguageModel):
         positions = cache.lengths[:, None] + at if cache is not None else at if documents is None else positions_of(documents)
         h = self.drop(self.transformer["wte"](x) + self.transformer["wpe"](positions))
         may = allowed(documents, x.shape[1], None, x.device) if cache is None else None
+        run = self.kept_activations()
         for i, block in enumerate(self.transformer["h"]):  # type: ignore[arg-type,var-annotated]
-            h = block(h, may, self.attention_path, cache, i)
+            h = run(block, h, may, self.attention_path, cache, i)
         if cache is not None:
             cache.advance(x.shape[1])
         return self.transformer["ln_f"](h)  # type: ignore[no-any-return]

@@ -312,7 +312,9 @@ def fetch(spec: str) -> Path:
 
     name, _, revision = spec.partition("@")
     try:
-        listed = snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.txt", "*.jinja", "tokenizer.model", *WEIGHTS])
+        listed = snapshot_download(
+            name, revision=revision or None, allow_patterns=["*.json", "*.txt", "*.jinja", "tokenizer.model", *WEIGHTS]
+        )
         return Path(listed)
     except Exception as error:  # offline, unknown, gated: the hub's client has a kind for each
         try:

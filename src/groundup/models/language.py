@@ -6,19 +6,23 @@ sees, or counts from, another document than its own.
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from groundup.core.errors import ModelError
 from groundup.models.base import Model
 
 AttentionPath = Literal["sdpa", "explicit"]
+Checkpointing = Literal["none", "selective", "whole"]
 
 
 @dataclass
@@ -80,6 +84,8 @@ class LanguageModel(Model):
             )
         super().__init__(input_shape, num_outputs)
         self.context, self.vocabulary = input_shape[0], num_outputs
+        self.checkpointing: Checkpointing = "none"
+        self.softcap: float | None = None  # the head's own: logits become softcap * tanh(logits / softcap)
 
     @abstractmethod
     def features(self, x: Tensor, documents: Tensor | None = None, cache: Cache | None = None) -> Tensor:
@@ -99,11 +105,48 @@ class LanguageModel(Model):
     def new_cache(self, rows: int, capacity: int) -> Cache:
         """An empty cache for `rows` sequences of at most `capacity` tokens."""
 
+    def kept_activations(self) -> Callable[..., Any]:
+        """How a layer is run: `run(layer, *inputs)`. In training with `checkpointing` its activations are not kept but computed again in the backward pass
+        (Chen et al., arXiv 1604.06174, 3): all of them ('whole'), or all but the results of matrix products and attention ('selective')."""
+        if self.checkpointing == "none" or not (self.training and torch.is_grad_enabled()):
+            return lambda layer, *inputs: layer(*inputs)
+        options: dict[str, Any] = {"use_reentrant": False}
+        if self.checkpointing == "selective":
+            options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _dear)
+        return functools.partial(checkpoint, **options)
+
+    def resize(self, vocabulary: int) -> None:
+        """More rows in the tables of tokens: the new ones begin at the mean of the old ones, with a little noise so that they differ (Hewitt, Initializing
+        new word embeddings for pretrained language models, 2021)."""
+        random = torch.Generator().manual_seed(0)
+        for module in self.modules():
+            if not isinstance(module, nn.Embedding | nn.Linear) or module.weight.shape[0] != self.vocabulary:
+                continue
+            old = module.weight.detach()
+            added = vocabulary - len(old)
+            noise = torch.randn(added, old.shape[1], generator=random).to(old)
+            rows = old.mean(0) + 0.02 * old.std(0) * noise
+            module.weight = nn.Parameter(torch.cat([old, rows]), requires_grad=module.weight.requires_grad)
+            if isinstance(module, nn.Embedding):
+                module.num_embeddings = vocabulary
+            else:
+                module.out_features = vocabulary
+                if module.bias is not None:
+                    module.bias = nn.Parameter(torch.cat([module.bias.detach(), module.bias.detach().mean().expand(added)]))
+        self.vocabulary = self.num_outputs = vocabulary
+
     def head(self, h: Tensor) -> Tensor:
         return F.linear(h, self.output_weight)
 
     def example_input(self, batch_size: int = 2) -> Tensor:
         return torch.zeros(batch_size, min(self.context, 8), dtype=torch.int64, device=next(self.parameters()).device)
+
+
+def _dear(context: Any, operation: Any, *rest: Any, **more: Any) -> CheckpointPolicy:
+    """Results that cost more to make again than to keep."""
+    name = str(operation)
+    keep = any(part in name for part in ("aten.mm.", "aten.bmm.", "aten.addmm.", "scaled_dot_product"))
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def positions_of(documents: Tensor) -> Tensor:

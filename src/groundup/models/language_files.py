@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from groundup.core import files
 from groundup.core.errors import ModelError
+from groundup.models.causal_lm import CausalLM
 from groundup.models.decoder import Decoder
 from groundup.models.gpt2 import GPT2
 
@@ -34,21 +35,29 @@ ROPE = {"factor": "factor", "low": "low_freq_factor", "high": "high_freq_factor"
 
 
 def is_language_folder(path: Path) -> bool:
-    """Whether a folder holds a language model in transformers' form that we have an architecture for."""
+    """Whether a folder holds a language model in transformers' form."""
     try:
-        return files.read_json(path / "config.json").get("model_type") in FAMILIES
+        config = files.read_json(path / "config.json")
+        return config.get("model_type") in FAMILIES or any(str(a).endswith("ForCausalLM") for a in config.get("architectures") or [])
     except (OSError, ValueError, AttributeError):
         return False
 
 
 def read_config(config: dict[str, Any]) -> tuple[str, dict[str, Any], int, int]:
-    """transformers' config -> (our architecture, its arguments, context, vocabulary).
+    """transformers' config -> (our architecture, its arguments, context, vocabulary). What ours do not have goes through transformers itself.
 
     Raises:
-        ModelError: a setting that is missing, or that our architectures do not have.
+        ModelError: a setting that is missing.
     """
     try:
         return _read_config(config)
+    except ModelError:
+        if not any(str(a).endswith("ForCausalLM") for a in config.get("architectures") or []) or "vocab_size" not in config:
+            raise
+        context = next(
+            (int(config[k]) for k in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length") if config.get(k)), 2048
+        )
+        return "causal-lm", {"config": config}, context, int(config["vocab_size"])
     except KeyError as missing:
         raise ModelError(
             "config.json of a '{family}' model does not say {key}",
@@ -261,11 +270,14 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def read_weights(model: nn.Module, path: Path, family: str) -> None:
-    """Fills a model from the folder's files, in float32, one tensor at a time.
+    """Fills a model from the folder's files, in float32, one tensor at a time. Those of families that are not ours, transformers itself reads.
 
     Raises:
         ModelError: a tensor is missing, unknown, or of another shape.
     """
+    if isinstance(model, CausalLM):
+        model.read(path)
+        return
     own = dict(model.state_dict())
     missing = set(own)
     for file in weight_files(path):

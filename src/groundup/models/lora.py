@@ -6,6 +6,7 @@ Adapters are written and read in PEFT's form (adapter_config.json, adapter_model
 from __future__ import annotations
 
 import fnmatch
+import importlib.util
 import math
 import re
 from collections.abc import Sequence
@@ -17,7 +18,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from groundup.core import files
 from groundup.core.errors import ModelError, RecipeError
 
 PREFIX = "base_model.model."  # of names in PEFT's files
@@ -41,6 +41,21 @@ class LoRALinear(nn.Module):
         self.rank, self.alpha, self.rs, self.dropout = rank, alpha, rs, dropout
         self.scale = alpha / (math.sqrt(rank) if rs else rank)
         self.lora_magnitude_vector = nn.Parameter(base.weight.detach().norm(dim=1)) if dora else None
+        self.start: tuple[Tensor, Tensor] | None = None  # what PiSSA took out of the base
+
+    def start_from_principal(self) -> None:
+        """A and B begin as the largest singular directions of the base, which keeps the rest (Meng et al., PiSSA, arXiv 2404.02948, 3)."""
+        with torch.no_grad():
+            u, s, v = torch.linalg.svd(self.base_layer.weight.float(), full_matrices=False)
+            root = (s[: self.rank] / self.scale).sqrt()
+            self.lora_A.weight.copy_(root[:, None] * v[: self.rank])
+            self.lora_B.weight.copy_(u[:, : self.rank] * root)
+            self.start = self.lora_A.weight.clone(), self.lora_B.weight.clone()
+            self.base_layer.weight -= self.delta
+
+    @property
+    def base_weight(self) -> Tensor:
+        return dequantized(self.base_layer.weight)
 
     @property
     def delta(self) -> Tensor:
@@ -49,7 +64,7 @@ class LoRALinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The matrix that does the same alone."""
-        whole = self.base_layer.weight + self.delta
+        whole = self.base_weight + self.delta
         if self.lora_magnitude_vector is not None:
             whole = whole * (self.lora_magnitude_vector / whole.norm(dim=1))[:, None]
         return whole
@@ -63,9 +78,10 @@ class LoRALinear(nn.Module):
         added = self.lora_B(self.lora_A(dropped)) * self.scale
         if self.lora_magnitude_vector is None:
             return self.base_layer(x) + added  # type: ignore[no-any-return]
-        norm = (self.base_layer.weight + self.delta).norm(dim=1).detach()  # a constant in the backward pass (DoRA, 4.3)
+        base = self.base_weight
+        norm = (base + self.delta).norm(dim=1).detach()  # a constant in the backward pass (DoRA, 4.3)
         grow = self.lora_magnitude_vector / norm
-        plain = F.linear(x if not (self.dropout and self.training) else dropped, self.base_layer.weight)
+        plain = F.linear(x if not (self.dropout and self.training) else dropped, base)
         return self.base_layer(x) + (grow - 1) * plain + grow * added  # type: ignore[no-any-return]
 
 
@@ -75,18 +91,96 @@ def adapted(model: nn.Module) -> dict[str, LoRALinear]:
 
 def attach(model: nn.Module, names: Sequence[str], rank: int, alpha: float, dropout: float, rs: bool, dora: bool) -> None:
     for name in names:
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, LoRALinear(model.get_submodule(name), rank, alpha, dropout, rs, dora))  # type: ignore[arg-type]
+        _replace(model, name, LoRALinear(model.get_submodule(name), rank, alpha, dropout, rs, dora))  # type: ignore[arg-type]
 
 
-def merge(model: nn.Module) -> None:
-    """Puts plain matrices in the adapters' place."""
-    for name, module in adapted(model).items():
-        parent, _, last = name.rpartition(".")
-        base = module.base_layer
-        with torch.no_grad():
-            base.weight.copy_(module.weight.detach().clone())
-        setattr(model.get_submodule(parent), last, base)
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
+
+
+def merge(model: nn.Module) -> dict[str, LoRALinear]:
+    """Puts plain matrices in the adapters' place; gives what stood there, for `unmerge`."""
+    found = adapted(model)
+    for name, module in found.items():
+        plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
+        plain.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
+        plain.bias = module.bias  # type: ignore[assignment]
+        _replace(model, name, plain.train(module.training))
+    for hook in getattr(model, "only_trained", ()):
+        hook.remove()
+    return found
+
+
+def unmerge(model: nn.Module, found: dict[str, LoRALinear]) -> None:
+    """The inverse of `merge`, exactly."""
+    for name, module in found.items():
+        _replace(model, name, module)
+
+
+def keep_only_trained(model: nn.Module) -> None:
+    """Leaves all that is not trained out of the model's state: a checkpoint need not hold what the base's folder holds."""
+
+    def leave_out(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        trained = {n for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+        for name in [n for n in state if n.removeprefix(prefix) not in trained]:
+            del state[name]
+
+    model.only_trained = [model.register_state_dict_post_hook(leave_out)]  # type: ignore[assignment]
+
+
+# -- quantised bases -------------------------------------------------------------------------------------------------------------
+def quantize(model: nn.Module, names: Sequence[str], bits: int) -> None:
+    """Stores the weights of these layers in fewer bits: 4 are NF4 with its scales quantised again (Dettmers et al., QLoRA, arXiv 2305.14314, 3; through
+    bitsandbytes), 8 are integers with a scale per output (through torchao).
+
+    Raises:
+        ModelError: the library is not installed.
+    """
+    library = {4: "bitsandbytes", 8: "torchao"}[bits]
+    model.base_bits = bits  # type: ignore[assignment]
+    names = [n for n in names if is_plain(model.get_submodule(n))]
+    if importlib.util.find_spec(library) is None:
+        raise ModelError(
+            "a base in {bits} bits needs {library}, which is not installed",
+            "{bits} 位基座需要 {library}，尚未安装",
+            bits=bits,
+            library=library,
+            fix="pip install 'groundup[quant]'",
+        )
+    if bits == 8:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        wanted = {*names, *(f"{n}.base_layer" for n in names)}
+        quantize_(model, Int8WeightOnlyConfig(), filter_fn=lambda module, name: name in wanted and isinstance(module, nn.Linear))
+        return
+    import bitsandbytes
+
+    for name in names:
+        holder = model.get_submodule(name)
+        path, plain = (f"{name}.base_layer", holder.base_layer) if isinstance(holder, LoRALinear) else (name, holder)
+        assert isinstance(plain, nn.Linear)
+        made = bitsandbytes.nn.Linear4bit(
+            plain.in_features, plain.out_features, bias=plain.bias is not None, quant_type="nf4", compute_dtype=plain.weight.dtype
+        )
+        made.load_state_dict(plain.state_dict())
+        _replace(model, path, made.to(plain.weight.device))
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer's matrix is stored as plain numbers."""
+    weight = getattr(layer, "base_layer", layer).weight
+    return type(weight) in (Tensor, nn.Parameter) and bool(weight.is_floating_point())  # type: ignore[operator, union-attr]
+
+
+def dequantized(weight: Tensor) -> Tensor:
+    """A matrix that `quantize` may have stored, as plain numbers."""
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        import bitsandbytes.functional
+
+        return bitsandbytes.functional.dequantize_4bit(weight.data, state)  # type: ignore[no-any-return]
+    return weight.dequantize() if type(weight) not in (Tensor, nn.Parameter) else weight  # type: ignore[no-untyped-call, no-any-return]
 
 
 def chosen(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
@@ -95,7 +189,7 @@ def chosen(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
     Raises:
         RecipeError: a target that matches nothing.
     """
-    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head" and not n.endswith(".gate")]
+    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.endswith("lm_head") and not n.endswith(".gate")]
     if targets == "all-linear":
         return linear
     found: list[str] = []
@@ -114,21 +208,27 @@ def chosen(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def inner(model: nn.Module) -> str:
+    """What stands before transformers' own names in ours."""
+    return str(getattr(model, "inner", ""))
+
+
 # -- PEFT's files ----------------------------------------------------------------------------------------------------------------
 def adapter_config(model: nn.Module, base: str) -> dict[str, Any]:
     """adapter_config.json of a model with adapters."""
     layers = adapted(model)
     first = next(iter(layers.values()))
+    twice = 1 if first.start is None else 2  # see adapter_tensors
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "r": first.rank,
-        "lora_alpha": first.alpha,
+        "r": twice * first.rank,
+        "lora_alpha": first.alpha * (math.sqrt(twice) if first.rs else twice),
         "lora_dropout": first.dropout,
         "use_rslora": first.rs,
         "use_dora": first.lora_magnitude_vector is not None,
-        "target_modules": sorted(layers),
+        "target_modules": sorted(name.removeprefix(inner(model)) for name in layers),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -136,35 +236,32 @@ def adapter_config(model: nn.Module, base: str) -> dict[str, Any]:
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The adapter's tensors under PEFT's names."""
+    """The adapter's tensors under PEFT's names. What PiSSA took out of the base is given back with it, by twice the rank: B A - B0 A0 on the base as it was."""
     found = {}
     for name, module in adapted(model).items():
-        found[f"{PREFIX}{name}.lora_A.weight"] = module.lora_A.weight.detach()
-        found[f"{PREFIX}{name}.lora_B.weight"] = module.lora_B.weight.detach()
+        a, b = module.lora_A.weight.detach(), module.lora_B.weight.detach()
+        if module.start is not None:
+            a, b = torch.cat([a, module.start[0]]), torch.cat([b, -module.start[1]], 1)
+        theirs = PREFIX + name.removeprefix(inner(model))
+        found[f"{theirs}.lora_A.weight"], found[f"{theirs}.lora_B.weight"] = a, b
         if module.lora_magnitude_vector is not None:
-            found[f"{PREFIX}{name}.lora_magnitude_vector"] = module.lora_magnitude_vector.detach()
+            found[f"{theirs}.lora_magnitude_vector"] = module.lora_magnitude_vector.detach()
     return found
 
 
-def read_adapter(model: nn.Module, folder: Path) -> None:
-    """Attaches the adapter of a folder in PEFT's form.
+def is_ours(config: dict[str, Any]) -> bool:
+    """Whether an adapter's config is plain LoRA, rsLoRA or DoRA of one rank, which `LoRALinear` does."""
+    odd = ("modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform", "trainable_token_indices")
+    return config.get("peft_type") == "LORA" and config.get("bias", "none") == "none" and not any(config.get(k) for k in odd)
+
+
+def read_adapter(model: nn.Module, folder: Path, config: dict[str, Any]) -> None:
+    """Attaches the adapter of a folder in PEFT's form, whose config `is_ours`.
 
     Raises:
-        ModelError: another kind of adapter, or one for another model.
+        ModelError: it is for another model.
     """
-    config = files.read_json(folder / "adapter_config.json")
-    odd = [
-        k for k in ("modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform", "trainable_token_indices") if config.get(k)
-    ]
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or odd:
-        raise ModelError(
-            "{folder}: an adapter of type {kind}{odd} cannot be opened; plain LoRA, rsLoRA and DoRA can",
-            "{folder}：无法打开 {kind} 类型{odd}的适配器；支持 LoRA、rsLoRA 与 DoRA",
-            folder=folder,
-            kind=config.get("peft_type"),
-            odd=f" with {', '.join(odd)}" if odd else "",
-        )
-    weights = {k.removeprefix(PREFIX): v for k, v in load_file(folder / "adapter_model.safetensors").items()}
+    weights = {inner(model) + k.removeprefix(PREFIX): v for k, v in load_file(folder / "adapter_model.safetensors").items()}
     names = sorted({re.sub(r"\.lora_(A\.weight|B\.weight|magnitude_vector(\.weight)?)$", "", k) for k in weights})
     linear = {n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     if not names or (unknown := [n for n in names if n not in linear]):

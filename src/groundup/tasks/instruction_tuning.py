@@ -27,6 +27,14 @@ from groundup.tasks.language_modeling import LanguageModeling, TokenBatch
 
 
 @dataclass
+class ConversationBatch(TokenBatch):
+    """`owners` [B, T]: the number of each position's conversation, `conversations` for padding."""
+
+    owners: Tensor | None = None
+    conversations: int = 0
+
+
+@dataclass
 class EncodedConversations(Encoded):
     """A split's conversations, one record each; several share a row of a batch."""
 
@@ -53,6 +61,7 @@ class InstructionTuning(LanguageModeling):
         context: tokens of a conversation at most, 'auto' the model's; what is longer is cut at its end, and counted.
         template: 'auto' (the model's own chat template), 'chatml' or 'plain'; it is written into the tuned model's folder.
         train_on: 'assistant' (its turns with their ends) or 'all'.
+        add_tokens: texts that become special tokens of their own; the model's tables grow.
         prompts: questions whose answers are sampled at every evaluation.
     """
 
@@ -63,6 +72,7 @@ class InstructionTuning(LanguageModeling):
         context: int | str = "auto",
         template: str = "auto",
         train_on: Literal["assistant", "all"] = "assistant",
+        add_tokens: Sequence[str] = (),
         z_loss: float = 0.0,
         logit_softcap: float | None = None,
         prompts: Sequence[str] = (),
@@ -75,7 +85,8 @@ class InstructionTuning(LanguageModeling):
             )  # fmt: skip
         super().__init__(2 if context == "auto" else int(context), "auto", "auto", z_loss, logit_softcap, prompts, sample_tokens)
         self.wanted_context, self.wanted_template, self.train_on = context, template, train_on
-        self.template, self.template_name = "", ""
+        self.template, self.template_name, self.added = "", "", list(add_tokens)
+        self.told: set[str] = set()  # streams of which it was said what is lost
 
     def _set_context(self, context: int) -> None:
         super()._set_context(context)
@@ -93,6 +104,8 @@ class InstructionTuning(LanguageModeling):
     def read_files(self, folder: Path) -> None:
         super().read_files(folder)
         assert self.tokenizer is not None
+        if self.added:
+            self.tokenizer.add(self.added)
         self.template, self.template_name = template_for(self.tokenizer, self.wanted_template)
 
     def fit(self, dataset: Dataset, train: NDArray[np.int64]) -> None:
@@ -110,7 +123,9 @@ class InstructionTuning(LanguageModeling):
 
     def own_state(self) -> dict[str, Any]:
         """The base's context stays, unless the recipe asks for another."""
-        own = {"softcap": self.softcap, "template": self.template_name, "train_on": self.train_on}
+        own: dict[str, Any] = {"template": self.template_name, "train_on": self.train_on}
+        if self.softcap is not None:  # else the base's stays
+            own["softcap"] = self.softcap
         return own if self.wanted_context == "auto" else {"context": int(self.wanted_context), **own}
 
     def decisions(self) -> list[tuple[str, Any, str, str]]:
@@ -145,7 +160,9 @@ class InstructionTuning(LanguageModeling):
                 lambda: dataset.inputs.texts(index), len(index), self.tokenizer, self.template,
                 context=self.context, train_on=self.train_on, key=hashlib.sha256(repr(facts).encode()).hexdigest()[:40], progress=told,
             )  # fmt: skip
-        if (cut := stream.facts["cut"]) or stream.facts["left_out"]:
+        if (stream.facts["cut"] or stream.facts["left_out"]) and stream.key not in self.told:
+            self.told.add(stream.key)
+            cut = stream.facts["cut"]
             lost = stream.facts["lost_tokens"]
             out = "".join(f"; {n} {why}" for why, n in stream.facts["left_out"].items())
             console.line(
@@ -161,18 +178,14 @@ class InstructionTuning(LanguageModeling):
 
     def batch(self, encoded: Encoded, index: Tensor, *, training: bool, rng: CounterRandom | None) -> Batch:
         assert isinstance(encoded, EncodedConversations)
-        tokens, targets, documents = (torch.from_numpy(a).to(encoded.device) for a in encoded.stream.fetch(index.cpu().numpy()))
-        return TokenBatch(tokens, targets, None if len(tokens) == len(index) and bool((documents <= 0).all()) else documents)
+        tokens, targets, documents, owners = (torch.from_numpy(a).to(encoded.device) for a in encoded.stream.fetch(index.cpu().numpy()))
+        alone = len(tokens) == len(index) and bool((documents <= 0).all())
+        return ConversationBatch(tokens, targets, None if alone else documents, owners, len(index))
 
     def _units(self, batch: TokenBatch) -> tuple[Tensor, int]:
         """Conversations, of which several may stand in a row."""
-        if batch.documents is None:
-            return super()._units(batch)
-        own = batch.documents + torch.arange(len(batch.documents), device=batch.documents.device)[:, None] * (
-            int(batch.documents.max()) + 1
-        )
-        _, unit = torch.unique(own, return_inverse=True)  # padding is a unit of nothing
-        return unit, int(unit.max()) + 1
+        assert isinstance(batch, ConversationBatch) and batch.owners is not None
+        return batch.owners, batch.conversations
 
     def metrics_of(self, encoded: Encoded) -> MetricSet:
         assert isinstance(encoded, EncodedConversations)

@@ -136,7 +136,9 @@ class LanguageModeling(Task):
         corpus = dataset.inputs
         size = corpus.bytes_of("train")
         wanted = vocabulary_for(size) if self.vocabulary == "auto" else int(self.vocabulary)
-        which = hashlib.sha256(repr((dataset.fingerprint, train.tobytes(), self.wanted, wanted, WORDS, cache.VERSION)).encode()).hexdigest()[:32]
+        which = hashlib.sha256(
+            repr((dataset.fingerprint, train.tobytes(), self.wanted, wanted, WORDS, cache.VERSION)).encode()
+        ).hexdigest()[:32]
         folder = cache.cache_folder() / f"v{cache.VERSION}" / "tokenizers" / which
         if (folder / "tokenizer_config.json").is_file():
             return open_tokenizer(str(folder))
@@ -155,7 +157,7 @@ class LanguageModeling(Task):
     def _bpe(self, corpus: Any, train: NDArray[np.int64], wanted: int) -> Tokenizer:
         while True:
             try:
-                return train_bpe(corpus.texts(train), wanted)
+                return train_bpe(corpus.texts(train), wanted, exact=self.vocabulary != "auto" or wanted > 512)
             except DataError:
                 if self.vocabulary != "auto" or wanted <= 512:
                     raise
@@ -206,7 +208,7 @@ class LanguageModeling(Task):
         self.facts = kept
 
     def own_state(self) -> dict[str, Any]:
-        return {"context": self.context, "softcap": self.softcap, **self.facts}
+        return {"context": self.context, **({} if self.softcap is None else {"softcap": self.softcap}), **self.facts}
 
     def write_files(self, folder: Path) -> None:
         assert self.tokenizer is not None
@@ -222,7 +224,7 @@ class LanguageModeling(Task):
     @property
     def num_outputs(self) -> int:
         assert self.tokenizer is not None
-        return int(self.facts.get("table") or len(self.tokenizer))  # a model of others may have room for more
+        return max(int(self.facts.get("table") or 0), len(self.tokenizer))  # a model of others may have room for more
 
     # -- training and evaluation -------------------------------------------------------------------------------------------
     def prepare(
@@ -277,7 +279,9 @@ class LanguageModeling(Task):
                 count,
             )
         hidden = model.features(batch.inputs, batch.documents)
-        total = token_loss(hidden.flatten(0, 1), model.output_weight, batch.targets.flatten(), z_loss=self.z_loss, softcap=self.softcap)
+        total = token_loss(
+            hidden.flatten(0, 1), model.output_weight, batch.targets.flatten(), z_loss=self.z_loss, softcap=self.softcap or model.softcap
+        )
         auxiliary = getattr(model, "auxiliary", None)
         return Loss(total if auxiliary is None or not model.training else total + auxiliary * count, count)
 
@@ -286,14 +290,14 @@ class LanguageModeling(Task):
         targets = batch.targets.flatten()
         if isinstance(model, LanguageModel):
             hidden = model.features(batch.inputs, batch.documents)
-            loss, hit = token_scores(hidden.flatten(0, 1), model.output_weight, targets, self.softcap)
+            loss, hit = token_scores(hidden.flatten(0, 1), model.output_weight, targets, self.softcap or model.softcap)
         else:
             logits = model(batch.inputs).flatten(0, 1).float()
             loss, hit = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none"), logits.argmax(1) == targets
         counted = targets != IGNORED
         unit, count = self._units(batch)
-        rows = torch.zeros(count, 3, dtype=torch.float64, device=loss.device)
-        rows.index_add_(0, unit.flatten(), torch.stack([loss, counted, hit & counted], 1).double())
+        rows = torch.zeros(count + 1, 3, dtype=torch.float64, device=loss.device)  # the last one takes what belongs to none
+        rows = rows.index_add_(0, unit.flatten(), torch.stack([loss, counted, hit & counted], 1).double())[:count]
         metrics.update(rows, batch.targets, 0.0)
         return rows
 

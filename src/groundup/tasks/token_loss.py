@@ -81,6 +81,39 @@ class _TokenLoss(torch.autograd.Function):
         )
 
 
+def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
+    """The cross-entropy of each position, float32 [N], for losses that weigh positions: the gradient makes the chunks' logits a second time."""
+    return _TokenNLL.apply(hidden, weight, targets, softcap)  # type: ignore[no-any-return]
+
+
+class _TokenNLL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.softcap = softcap
+        return token_scores(hidden, weight, targets, softcap)[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # type: ignore[override]
+        hidden, weight, targets = ctx.saved_tensors
+        w = weight.to(hidden.dtype)
+        for_hidden, for_weight = torch.empty_like(hidden), torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        for cut in _chunks(len(hidden), len(weight)):
+            h, target = hidden[cut], targets[cut, None]
+            logits = (h @ w.t()).float()
+            if ctx.softcap is not None:
+                logits.div_(ctx.softcap).tanh_().mul_(ctx.softcap)
+            share = torch.softmax(logits, 1)
+            share.scatter_add_(1, target, torch.full_like(share[:, :1], -1.0))
+            if ctx.softcap is not None:
+                share.mul_(1 - (logits / ctx.softcap).square())
+            share = share.mul_(grad[cut, None]).to(hidden.dtype)
+            torch.mm(share, w, out=for_hidden[cut])
+            if for_weight is not None:
+                for_weight += share.t() @ h
+        return for_hidden, for_weight, None, None
+
+
 @torch.no_grad()
 def token_scores(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> tuple[Tensor, Tensor]:
     """Of each position [N]: the cross-entropy in nats (0 where there is no target), and whether the likeliest token was the right one."""

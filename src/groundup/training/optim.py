@@ -35,7 +35,7 @@ def learning_rate_factors(model: nn.Module, groups: dict[str, float], layer_deca
     """
     names = [n for n, _ in model.named_parameters()]
     owner = group_of_parameters(model)
-    factors = dict.fromkeys(names, 1.0)
+    factors = {n: float(getattr(p, "lr_factor", 1.0)) for n, p in model.named_parameters()}  # a method's own wish (LoRA+)
     if layer_decay is not None:
         if not owner:
             raise RecipeError(
@@ -44,7 +44,7 @@ def learning_rate_factors(model: nn.Module, groups: dict[str, float], layer_deca
                 kind=type(model).__name__,
             )
         depth = {group: k for k, group in enumerate(reversed(list(model.layer_groups())))}  # type: ignore[operator]
-        factors |= {name: layer_decay ** depth[group] for name, group in owner.items()}
+        factors |= {name: factors[name] * layer_decay ** depth[group] for name, group in owner.items()}
     for pattern, value in groups.items():
         hit = [n for n in names if owner.get(n) == pattern or fnmatch.fnmatchcase(n, pattern)]
         if not hit:

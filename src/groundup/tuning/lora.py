@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import nn
 
 from groundup.core.errors import ModelError, RecipeError
 from groundup.core.registry import METHODS, Card
 from groundup.models.language import LanguageModel
-from groundup.models.lora import LoRALinear, adapted, attach, chosen
+from groundup.models.lora import LoRALinear, adapted, attach, chosen, keep_only_trained, quantize
 
 
 @METHODS.register(
@@ -29,18 +30,25 @@ def lora(
     targets: str | Sequence[str] = "all-linear",
     rs: bool = False,
     dora: bool = False,
+    plus: float = 1.0,
+    init: Literal["zero", "pissa"] = "zero",
+    bits: Literal[4, 8] | None = None,
 ) -> list[nn.Module]:
     """
     Args:
         alpha: default twice the rank.
         targets: see `chosen`.
+        plus: how many times A's learning rate B gets (Hayou et al., LoRA+, arXiv 2402.12354; there 16).
+        init: where A and B begin; 'zero' changes nothing at first, 'pissa' takes over the base's largest directions.
+        bits: the base is kept in so many bits (QLoRA), None as it is. See `quantize`.
     """
-    if rank < 1 or not 0 <= dropout < 1:
+    if rank < 1 or not 0 <= dropout < 1 or not plus > 0:
         raise RecipeError(
-            "method.rank = {rank}, method.dropout = {dropout}: a rank from 1 and a dropout from 0 to below 1 are expected",
-            "method.rank = {rank}，method.dropout = {dropout}：rank 至少为 1，dropout 应在 0 与 1 之间",
+            "method.rank = {rank}, method.dropout = {dropout}, method.plus = {plus}: a rank from 1, a dropout from 0 to below 1 and a plus above 0 are expected",
+            "method.rank = {rank}，method.dropout = {dropout}，method.plus = {plus}：rank 至少为 1，dropout 应在 0 与 1 之间，plus 应大于 0",
             rank=rank,
             dropout=dropout,
+            plus=plus,
             fix="--set method.rank=16",
         )
     if not isinstance(model, LanguageModel):
@@ -53,13 +61,33 @@ def lora(
     names = chosen(model, targets)
     if not names:
         raise ModelError("the model has no linear layers", "模型没有线性层", fix="--method full")
-    if not adapted(model):  # a model that came with an adapter goes on with it
+    if init == "pissa" and (bits is not None or dora or adapted(model)):
+        raise RecipeError(
+            "method.init = pissa changes the base's matrices: it goes with neither bits nor dora nor an adapter that is there already",
+            "method.init = pissa 会改变基座矩阵：不能与 bits、dora 或已有的适配器同用",
+            fix="--set method.init=zero",
+        )
+    if there := adapted(model):  # a model that came with an adapter goes on with it
+        first = next(iter(there.values()))
+        if rank not in (16, first.rank):
+            raise RecipeError(
+                "method.rank = {rank}: the adapter that training goes on with has rank {own}",
+                "method.rank = {rank}：要继续训练的适配器的 rank 是 {own}",
+                rank=rank,
+                own=first.rank,
+                fix="leave it out, or merge the adapter first: groundup export MODEL --merge",
+            )
+        names = list(there)
+    else:
         attach(model, names, rank, alpha if alpha is not None else 2.0 * rank, dropout, rs, dora)
-    own = {
-        id(p)
-        for m in adapted(model).values()
-        for p in (*m.lora_A.parameters(), *m.lora_B.parameters(), m.lora_magnitude_vector)
-        if p is not None
-    }
+    layers = adapted(model).values()
+    for layer in layers:
+        if init == "pissa":
+            layer.start_from_principal()
+        layer.lora_B.weight.lr_factor = plus  # type: ignore[attr-defined]
+    if bits is not None:
+        quantize(model, names, bits)
+    own = {id(p) for m in layers for p in (*m.lora_A.parameters(), *m.lora_B.parameters(), m.lora_magnitude_vector) if p is not None}
+    keep_only_trained(model)
     leaves = [m for m in model.modules() if not isinstance(m, LoRALinear) and any(True for _ in m.parameters(recurse=False))]
     return [m for m in leaves if not any(id(p) in own for p in m.parameters(recurse=False))]

@@ -51,4 +51,6 @@ def tinyshakespeare() -> TextSource:
     ),
 )
 def chinese_poetry() -> TextSource:
-    return TextSource("chinese_poetry", (_folder("chinese_poetry", "its JSON files or their zip", "它的 JSON 文件或 zip "),), (".json", ".zip"))
+    return TextSource(
+        "chinese_poetry", (_folder("chinese_poetry", "its JSON files or their zip", "它的 JSON 文件或 zip "),), (".json", ".zip")
+    )

@@ -1,0 +1,166 @@
+"""Any causal language model of transformers, where our own decoder does not have its form (Gemma, Phi, OLMo, Falcon, Mamba, ...)."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from groundup.core.errors import ModelError
+from groundup.core.registry import MODELS, Card
+from groundup.models.language import Cache, LanguageModel, positions_of
+
+SCALES = ("logit_scale", "logits_scaling")  # settings by which some families multiply, or divide, their logits
+
+
+@MODELS.register(
+    "causal-lm",
+    Card(
+        summary="any causal language model of transformers, by its config",
+        summary_zh="transformers 中任意一种因果语言模型，由其 config 指定",
+        source="Wolf et al., Transformers, arXiv 1910.03771",
+        shapes="tokens int64 [B, T] -> logits [B, T, vocabulary]",
+        limits="slower than the decoder: generation reads the whole text again for each token; no code of its own is run",
+    ),
+)
+class CausalLM(LanguageModel):
+    """
+    Args:
+        config: transformers' config.json.
+    """
+
+    inner = "net."  # before transformers' own names
+
+    def __init__(self, input_shape: tuple[int, ...], num_outputs: int, config: dict[str, Any] | None = None) -> None:
+        super().__init__(input_shape, num_outputs)
+        if not config or "model_type" not in config:
+            raise ModelError(
+                "model 'causal-lm' needs transformers' config",
+                "模型 'causal-lm' 需要 transformers 的 config",
+                fix="groundup tune FOLDER --data FILE",
+            )
+        import transformers
+
+        known = dict(config)
+        try:
+            made = transformers.AutoConfig.for_model(known.pop("model_type"), **known)
+            self.net = transformers.AutoModelForCausalLM.from_config(made)
+        except ValueError as error:
+            raise ModelError(
+                "transformers {version} does not know language models of type '{kind}'",
+                "transformers {version} 不认识 '{kind}' 类型的语言模型",
+                version=transformers.__version__,
+                kind=config["model_type"],
+            ) from error
+        facts = self.net.config
+        self.softcap = getattr(facts, "final_logit_softcapping", None)
+        multiply, divide = (float(getattr(facts, name, None) or 1.0) for name in SCALES)
+        self.scale = multiply / divide
+        self.positioned = "position_ids" in inspect.signature(self.net.base_model.forward).parameters
+        self.packs: bool | None = None  # whether positions that restart keep documents apart: found out by trying
+        if self.net.get_output_embeddings() is None:
+            raise ModelError("{kind} has no head over tokens", "{kind} 没有词元输出层", kind=type(self.net).__name__)
+
+    @property
+    def output_weight(self) -> Tensor:
+        return self.net.get_output_embeddings().weight  # type: ignore[no-any-return]
+
+    def features(self, x: Tensor, documents: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        if cache is not None:
+            return self._after(x, cache)
+        if documents is None:
+            return self._read(x, None)
+        if self.packs is None:
+            self.packs = self.positioned and self._keeps_apart(x.device)
+        return self._read(x, positions_of(documents)) if self.packs else self._each(x, documents)
+
+    def _read(self, x: Tensor, positions: Tensor | None) -> Tensor:
+        more: dict[str, Any] = {} if positions is None else {"position_ids": positions}
+        hidden = self.net.base_model(input_ids=x, use_cache=False, **more)[0]
+        return hidden if self.scale == 1.0 else hidden * self.scale  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _keeps_apart(self, device: torch.device) -> bool:
+        """Whether two short documents in a row come out as each does alone."""
+        random = torch.Generator().manual_seed(0)
+        x = torch.randint(0, self.vocabulary, (1, 12), generator=random).to(device)
+        was = self.training
+        self.eval()
+        try:
+            documents = (torch.arange(12, device=device) >= 5).long()[None]
+            together = self._read(x, positions_of(documents))
+            apart = torch.cat([self._read(x[:, :5], None), self._read(x[:, 5:], None)], 1)
+            return bool(torch.allclose(together, apart, atol=1e-4 * float(apart.abs().max()) + 1e-6))
+        finally:
+            self.train(was)
+
+    def _each(self, x: Tensor, documents: Tensor) -> Tensor:
+        """Each document as a row of its own, for models that cannot keep them apart; padding stands after, where it is not seen."""
+        pieces = [(r, d == documents[r]) for r in range(len(x)) for d in documents[r].unique()]
+        rows = nn.utils.rnn.pad_sequence([x[r, where] for r, where in pieces], batch_first=True)
+        hidden = self._read(rows, None)
+        out = hidden.new_empty(*x.shape, hidden.shape[-1])
+        for (r, where), row in zip(pieces, hidden):
+            out[r, where] = row[: int(where.sum())]
+        return out
+
+    def _after(self, x: Tensor, cache: Cache) -> Tensor:
+        """The cache holds the tokens themselves: all of them are read again."""
+        kept = cache.layers[0][0]
+        rows = torch.arange(len(x), device=x.device)[:, None]
+        at = cache.lengths[:, None] + torch.arange(x.shape[1], device=x.device)
+        kept[rows, 0, at, 0] = x
+        cache.advance(x.shape[1])
+        return self._read(kept[:, 0, : int(cache.lengths.max()), 0], None)[rows, at]
+
+    def new_cache(self, rows: int, capacity: int) -> Cache:
+        device = self.output_weight.device
+        tokens = torch.zeros(rows, 1, capacity, 1, dtype=torch.int64, device=device)
+        return Cache([(tokens, tokens[:, :, :0])], torch.zeros(rows, dtype=torch.int64, device=device), 0)
+
+    def head(self, h: Tensor) -> Tensor:
+        logits = F.linear(h, self.output_weight)
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    def reset_head(self, num_outputs: int) -> None:
+        self.resize(num_outputs)
+
+    def resize(self, vocabulary: int) -> None:
+        self.net.resize_token_embeddings(vocabulary, mean_resizing=True)
+        self.vocabulary = self.num_outputs = vocabulary
+
+    def read(self, folder: Path) -> None:
+        """The weights of a folder of transformers, in float32.
+
+        Raises:
+            ModelError: they are not for this config.
+        """
+        import transformers
+
+        try:
+            self.net, found = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, config=self.net.config, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(
+                "{folder} cannot be opened: {why}", "无法打开 {folder}：{why}", folder=folder, why=str(error).splitlines()[0]
+            ) from error
+        if lacking := sorted(found["missing_keys"]):
+            raise ModelError("{folder} lacks the tensor '{name}'", "{folder} 缺少张量 '{name}'", folder=folder, name=lacking[0])
+
+    def write(self, folder: Path) -> None:
+        """The weights and config.json, as transformers writes them."""
+        self.net.save_pretrained(folder, max_shard_size="1TB")
+
+    def layer_groups(self) -> dict[str, list[nn.Module]]:
+        """The table of tokens, each layer, the rest."""
+        layers = max((m for m in self.net.base_model.modules() if isinstance(m, nn.ModuleList)), key=len, default=None)
+        inside = {id(p) for p in layers.parameters()} if layers is not None else set()
+        table = self.net.get_input_embeddings()
+        inside |= {id(p) for p in table.parameters()}
+        rest = [m for m in self.modules() if (own := list(m.parameters(recurse=False))) and not any(id(p) in inside for p in own)]
+        return {"embedding": [table], **{f"layer{i}": [m] for i, m in enumerate(layers if layers is not None else [])}, "head": rest}
