@@ -122,7 +122,12 @@ def _sets(job: Job) -> list[TextSet]:
         except (GroundupError, StopIteration, KeyError) as error:
             if make is _general and job.recipe.evaluate.general not in ("auto", "none"):
                 raise
-            job.run.event("not_compared", set=make.__name__.strip("_"), why=str(error))
+            which = ("general set", "通用集") if make is _general else ("old data", "旧数据")
+            job.run.event("not_compared", set=which[0], why=str(error))
+            console.line(
+                say("! the {name} is not compared: {why}", "! 没有比较{name}：{why}", name=say(*which), why=str(error).splitlines()[0]),
+                style="yellow",
+            )
     return found
 
 

@@ -94,6 +94,10 @@ DryRun = Annotated[
         help=_help("Show the resolved recipe and one rehearsed step; keep nothing.", "只显示解析后的 recipe 并预演一步，不保留任何东西。"),
     ),
 ]
+Check = Annotated[
+    bool,
+    typer.Option("--check/--no-check", help=_help("Self-tests of a language model before a long run.", "长时间训练语言模型之前先自检。")),
+]
 Trust = Annotated[
     bool, typer.Option("--trust-code", help=_help("Run the code that comes with a model folder.", "允许运行模型目录自带的代码。"))
 ]
@@ -282,6 +286,7 @@ def train(
     resume: Resume = False,
     dry_run: DryRun = False,
     extend: Extend = False,
+    check: Check = True,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -303,7 +308,9 @@ def train(
 
     overrides = _sets(sets)
     return _training(
-        partial(pipeline.train, recipe, overrides, out=out, resume=resume, extend=extend, trust_code=trust_code, budget=budget),
+        partial(
+            pipeline.train, recipe, overrides, out=out, resume=resume, extend=extend, trust_code=trust_code, budget=budget, check=check
+        ),
         partial(pipeline.plan_only, recipe, overrides),
         dry_run,
         json,
@@ -381,6 +388,7 @@ def tune(
     resume: Resume = False,
     dry_run: DryRun = False,
     extend: Extend = False,
+    check: Check = True,
     trust_code: Trust = False,
     json: Json = False,
     lang: Lang = None,
@@ -395,10 +403,48 @@ def tune(
         pipeline.tuning_recipe, model, data, method, changes, keep_classes=keep_classes, rehearse=rehearse, trust_code=trust_code
     )
     return _training(
-        lambda: pipeline.train(recipe(), out=out, resume=resume, extend=extend, trust_code=trust_code),
+        lambda: pipeline.train(recipe(), out=out, resume=resume, extend=extend, trust_code=trust_code, check=check),
         lambda: pipeline.plan_only(recipe()),
         dry_run,
         json,
+    )
+
+
+@app.command(
+    help=_help(
+        "Put a recipe's training to its self-tests before it runs; exit 3 when one finds an error.",
+        "训练之前先对 recipe 自检；发现错误时退出码为 3。",
+    )
+)
+def check(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|MODEL",
+            help=_help(
+                "A shipped name or a YAML file; with --data the model to tune.", "自带名称或 YAML 文件；与 --data 同用时为要微调的模型。"
+            ),
+        ),
+    ],
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="SPEC", help=_help("What the model is to be tuned on.", "用来微调模型的数据。"))
+    ] = None,
+    method: Annotated[str, typer.Option("--method", metavar="full|lora|...", help=_help("As of tune.", "与 tune 相同。"))] = "full",
+    sets: Sets = None,
+    json: Json = False,
+    lang: Lang = None,
+    traceback: Trace = False,
+) -> Call:
+    from groundup import inspecting, pipeline
+
+    def run() -> Any:
+        overrides = _sets(sets)
+        if data is None:
+            return pipeline.check(recipe, overrides)
+        return pipeline.check(pipeline.tuning_recipe(recipe, data, method, overrides))
+
+    return Call(
+        run, inspecting.print_findings, json, to_json=lambda report: report.as_json(), status=lambda report: 3 if report.errors else 0
     )
 
 

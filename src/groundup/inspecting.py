@@ -328,6 +328,22 @@ def print_plan(facts: dict[str, Any]) -> None:
     )
 
 
+def print_findings(report: Any) -> None:
+    for en, zh in report.passed:
+        console.line("✓ " + say("{en}", "{zh}", en=en, zh=zh), style="green")
+    for name, why in report.failed:
+        console.line(say("? {name}: could not be tested: {why}", "? {name}：无法检查：{why}", name=name, why=why), style="yellow")
+    for finding in report.findings:
+        facts = finding.as_json()
+        console.line(
+            f"✗ {facts['finding_id']}  {facts['location']}: {facts['message']}", style="red" if finding.severity == "error" else "yellow"
+        )
+        console.line(f"    {facts['fix']}")
+    if not report.findings and not report.passed:
+        console.line(say("there are self-tests for language models only so far", "目前只有语言模型有自检"))
+    console.line(say("{s:.1f} s", "{s:.1f} 秒", s=report.seconds), style="dim")
+
+
 def print_decisions(decisions: dict[str, Any]) -> None:
     rows = [
         [
@@ -379,8 +395,10 @@ def print_before_after(result: dict[str, Any]) -> None:
         return
     console.heading(say("before and after tuning", "微调前后"))
     rows = [[local(r, "what"), r["metric"], number(r["before"]), number(r["after"]), _changed(r), local(r, "note")] for r in found["rows"]]
+    paired = any(r.get("difference_interval") for r in found["rows"])
+    change = say("change, 95 %", "变化，95 %") if paired else say("95 % interval", "95 % 区间")
     console.table(
-        [say("data", "数据"), say("metric", "指标"), say("before", "之前"), say("after", "之后"), say("change, 95 %", "变化，95 %"), ""],
+        [say("data", "数据"), say("metric", "指标"), say("before", "之前"), say("after", "之后"), change, ""],
         rows,
         right=(2, 3),
     )

@@ -21,8 +21,10 @@ from torch import nn
 from groundup import jobs, modelfolder
 from groundup.before_after import compare, measure_before
 from groundup.budget import choose as for_budget
+from groundup.checking import Report
+from groundup.checking.selftests import self_tests
 from groundup.core import console, device, files
-from groundup.core.errors import DataError, GroundupError, ModelError, TrainError, did_you_mean
+from groundup.core.errors import DataError, GateError, GroundupError, ModelError, TrainError, did_you_mean
 from groundup.core.messages import say
 from groundup.core.recipe import Columns, Data, Picture, Recipe, Split, build, load, override
 from groundup.core.registry import METHODS, TASKS
@@ -49,6 +51,7 @@ from groundup.training.checkpoint import Checkpoints, damage, load_weights
 from groundup.training.signals import StopRequest
 from groundup.training.watch import build_watchers
 
+LONG = 120.0  # seconds of training from which on self-tests are worth their time
 OPENED = ("transformers", "timm", "causal-lm")  # architectures whose arguments come with their weights, not from a recipe
 
 
@@ -95,6 +98,7 @@ def train(
     extend: bool = False,
     trust_code: bool = False,
     budget: str | None = None,
+    check: bool = True,
 ) -> Run:
     """Trains a recipe and returns the finished run.
 
@@ -105,6 +109,7 @@ def train(
         resume: continue what is in `out` (a run that is finished is returned as it is; with nothing there, it starts).
         extend: on resume, allow another `train.epochs` or `train.steps`.
         trust_code: run user code that comes with the model folder `init` names.
+        check: before a run of some length a language model's training is put to its self-tests, and an error stops it. See `checking.selftests`.
         budget: a duration ('10min'): size, tokens and batch of a language model are chosen for it.
 
     Raises:
@@ -134,6 +139,8 @@ def train(
             run.decisions["budget"] = {"value": chosen.overrides, "reason": chosen.reason, "reason_zh": chosen.reason_zh}
         with jobs.removed_on_failure(run):
             job = jobs.build(resolved, run, resume=resume, trust_code=trust_code, train_base=lambda name: train(name).path, ranks=ranks)
+            if check and job.resumed_from is None and _is_long(job):
+                _stop_at_errors(self_tests(job))
             measure_before(job)
         watch = resolved.watch
         watchers = build_watchers(
@@ -151,6 +158,39 @@ def train(
     finally:
         _close(watchers)
         run.close()
+
+
+def check(recipe: str | Path | Recipe | Mapping[str, Any] | None, overrides: Overrides | None = None) -> Report:
+    """`groundup check RECIPE`: everything of a training is built, put to its self-tests, and thrown away."""
+    with tempfile.TemporaryDirectory(prefix="groundup-check-") as folder:
+        resolved, run, _ = open_run(recipe, overrides or {}, Path(folder) / "run", resume=False, extend=False)
+        try:
+            return self_tests(jobs.build(resolved, run, resume=False, trust_code=False, train_base=lambda name: train(name).path))
+        finally:
+            run.close()
+
+
+def _is_long(job: Job) -> bool:
+    return float(job.run.decisions["step_seconds"]["value"]) * job.state.total > LONG
+
+
+def _stop_at_errors(report: Report) -> None:
+    """Raises GateError where a self-test found an error; says in one line that there is none."""
+    for finding in report.findings:
+        facts = finding.as_json()
+        console.line(f"{finding.severity}: {facts['location']}: {facts['message']}  {facts['fix']}", style="red")
+    if report.errors:
+        raise GateError(
+            "the self-tests found {n} errors: the training would be wrong",
+            "自检发现 {n} 个错误：这样训练会出错",
+            n=len(report.errors),
+            fix="repair what is named above, or train all the same with --no-check",
+            fix_zh="修复上面指出的问题，或用 --no-check 强行训练",
+        )
+    if report.passed:
+        console.line(
+            say("self-tests: {n} passed in {s:.1f} s", "自检：{n} 项通过，用时 {s:.1f} 秒", n=len(report.passed), s=report.seconds)
+        )
 
 
 def _follow(ranks: parallel.Ranks, recipe: Any, overrides: Overrides, *, resume: bool, extend: bool, trust_code: bool) -> Run:
@@ -434,10 +474,11 @@ def tune(
     resume: bool = False,
     extend: bool = False,
     trust_code: bool = False,
+    check: bool = True,
 ) -> Run:
     """Fine-tunes a model on new data: writes a recipe and trains it; the model tuned from is never changed. See `train`, `tuning_recipe`."""
     recipe = tuning_recipe(model, data, method, overrides, keep_classes=keep_classes, rehearse=rehearse, trust_code=trust_code)
-    return train(recipe, out=out, resume=resume, extend=extend, trust_code=trust_code)
+    return train(recipe, out=out, resume=resume, extend=extend, trust_code=trust_code, check=check)
 
 
 # -- evaluate and predict ------------------------------------------------------------------------------------------------------

@@ -203,3 +203,22 @@ def test_an_interrupted_stream_continues(monkeypatch):
     again = tokenize(lambda k: asked.append(k) or texts[k:], len(texts), 1, tokenizer, "killed")
     assert 0 < asked[0] <= 120
     assert np.array_equal(again.tokens, whole.tokens) and np.array_equal(again.starts, whole.starts)
+
+
+def test_two_processes_that_tokenise_the_same_text_do_not_disturb_each_other(tmp_path):
+    """Each appends to the files of the cache: the second one waits for the first."""
+    import os
+    import subprocess
+    import sys
+
+    code = (
+        "import time\nfrom groundup.data.tokens import tokenize\nfrom groundup.data.tokenizers import train_bpe\n"
+        "texts = [f'text number {i} of some' for i in range(200)]\nmade = train_bpe(texts * 3, 300, exact=False)\n"
+        "def slowly(k):\n    for text in texts[k:]:\n        time.sleep(0.002)\n        yield text\n"
+        "stream = tokenize(slowly, len(texts), 4000, made, 'same')\n"
+        "print(len(stream.tokens), int(stream.tokens.sum()))"
+    )
+    environment = os.environ | {"GROUNDUP_CACHE": str(tmp_path)}
+    both = [subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = {p.communicate(timeout=120)[0] for p in both}
+    assert len(told) == 1 and told != {""}

@@ -130,7 +130,9 @@ def test_tuning_goes_on_from_a_language_model(corpus, tmp_path):
     row = tuned.result["before_after"]["rows"][0]
     assert row["metric"] == "loss" and row["after"] < row["before"]
     whats = [r["what"] for r in tuned.result["before_after"]["rows"]]
-    assert whats == ["new data"] * 4 + ["general set"] * 4 + ["old data"] * 4, "and what was forgotten of the base's own"
+    assert whats == ["new data"] * 4 + ["old data"] * 4, (
+        "and what was forgotten of the base's own; general questions are longer than 32 characters"
+    )
     assert tuned.load().task.tokenizer.digest == base.load().task.tokenizer.digest
 
 

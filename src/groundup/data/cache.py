@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -18,9 +19,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from groundup.core import files
-from groundup.core.errors import DataError
+from groundup.core.errors import DataError, RunError
+from groundup.core.run import Lock
 
 VERSION = 3  # part of every key: raise it when the meaning of cached bytes changes
+
+
+def waited(path: Path, told: Callable[[str, str], None] | None = None) -> Lock:
+    """The lock of something in the cache that is being made; where another process makes it, after that one has ended."""
+    lock = Lock(path)
+    while True:
+        try:
+            lock.acquire()
+            return lock
+        except RunError as busy:
+            pid = busy.values["pid"]
+            if told is not None:
+                told(f"waiting for process {pid}, which prepares the same text", f"等待进程 {pid} 准备同一份文本")
+            time.sleep(0.2)
+        except OSError:  # a file system without locks
+            return lock
 
 
 def unwritable(folder: Path, error: OSError) -> DataError:

@@ -215,9 +215,14 @@ def tokenize_conversations(
         temporary = files.temporary_sibling(folder)
         try:
             temporary.mkdir(parents=True)
-            _write(temporary, texts(), count, tokenizer, template, context, train_on, progress)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(temporary, folder)
+            lock = cache.waited(folder.with_name(f"{folder.name}.lock"))
+            try:
+                if not (folder / "facts.json").is_file():  # another process may have made it meanwhile
+                    _write(temporary, texts(), count, tokenizer, template, context, train_on, progress)
+                    shutil.rmtree(folder, ignore_errors=True)
+                    os.replace(temporary, folder)
+            finally:
+                lock.release()
         except OSError as error:
             raise cache.unwritable(folder, error) from error
         finally:

@@ -28,11 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from groundup.core import files
-from groundup.core.errors import DataError, RunError
+from groundup.core.errors import DataError
 from groundup.core.messages import say
 from groundup.core.recipe import Data
-from groundup.core.run import Lock
-from groundup.data import cleaning
+from groundup.data import cache, cleaning
 from groundup.data.cache import VERSION, cache_folder
 from groundup.data.cleaning import LANGUAGES, PERMUTATIONS, Reason
 from groundup.data.documents import is_text, open_parts
@@ -142,7 +141,7 @@ def prepare_corpus(config: Data, *, progress: Told | None = None) -> Corpus:
     told = _Teller(progress)
     try:
         home.mkdir(parents=True, exist_ok=True)
-        lock = _waited(home / f"{key}.lock", told)
+        lock = cache.waited(home / f"{key}.lock", lambda en, zh: told(en, zh, 0.0))
         try:
             if (corpus := _opened(home / key)) is None:
                 partial = home / f"{key}.part"
@@ -177,21 +176,6 @@ class _Teller:
         if self._progress is not None and time.monotonic() - self._last >= 0.5:
             self._last = time.monotonic()
             self._progress(say(en, zh), min(1.0, share))
-
-
-def _waited(path: Path, told: _Teller) -> Lock:
-    """The lock of a corpus; where another process prepares it, after that one has ended."""
-    lock = Lock(path)
-    while True:
-        try:
-            lock.acquire()
-            return lock
-        except RunError as busy:
-            pid = busy.values["pid"]
-            told(f"waiting for process {pid}, which prepares the same text", f"等待进程 {pid} 准备同一份文本", 0.0)
-            time.sleep(0.2)
-        except OSError:  # a file system without locks
-            return lock
 
 
 def _check(config: Data, parts: Sequence[Part]) -> None:

@@ -111,7 +111,13 @@ def tokenize(
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     if not done.is_file():
         try:
-            _write(texts, documents, tokenizer, folder, dtype, progress, going_on)
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = cache.waited(folder / ".lock")
+            try:
+                if not done.is_file():  # another process may have made it meanwhile
+                    _write(texts, documents, tokenizer, folder, dtype, progress, going_on)
+            finally:
+                lock.release()
         except OSError as error:
             raise cache.unwritable(folder, error) from error
     facts = files.read_json(done)
@@ -129,7 +135,6 @@ def _write(
     going_on: NDArray[np.bool_] | None,
 ) -> None:
     """Appends document after document; `progress.json` says up to where all files are whole, and a later call cuts them off there."""
-    folder.mkdir(parents=True, exist_ok=True)
     at = {"documents": 0, "tokens": 0, "starts": 0}
     with contextlib.suppress(OSError, ValueError):
         at = files.read_json(folder / "progress.json")

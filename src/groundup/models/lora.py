@@ -112,8 +112,16 @@ def merge(model: nn.Module) -> dict[str, LoRALinear]:
     return found
 
 
+def detach(model: nn.Module) -> dict[str, LoRALinear]:
+    """Takes the adapters off, so that the base alone answers; gives them, for `unmerge`."""
+    found = adapted(model)
+    for name, module in found.items():
+        _replace(model, name, module.base_layer)
+    return found
+
+
 def unmerge(model: nn.Module, found: dict[str, LoRALinear]) -> None:
-    """The inverse of `merge`, exactly."""
+    """The inverse of `merge` and `detach`, exactly."""
     for name, module in found.items():
         _replace(model, name, module)
 
