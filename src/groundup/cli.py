@@ -480,6 +480,17 @@ def evaluate(
             help=_help("Compare with another model on the same records (paired test).", "在相同记录上与另一个模型比较（配对检验）。"),
         ),
     ] = None,
+    harness: Annotated[
+        str | None,
+        typer.Option(
+            "--harness",
+            metavar="arc_easy,...",
+            help=_help(
+                "Tasks of lm-evaluation-harness, or a task's YAML file, for language models.",
+                "lm-evaluation-harness 的任务名或任务 YAML 文件，用于语言模型。",
+            ),
+        ),
+    ] = None,
     views: Views = None,
     trust_code: Trust = False,
     json: Json = False,
@@ -488,6 +499,8 @@ def evaluate(
 ) -> Call:
     from groundup import inspecting, pipeline
 
+    if harness is not None:
+        return Call(lambda: pipeline.evaluate_harness(model, harness.split(","), trust_code=trust_code), inspecting.print_harness, json)
     return Call(
         lambda: pipeline.evaluate(
             model, data, split=split, overrides=_sets(sets), out=out, against=against, views=views, trust_code=trust_code

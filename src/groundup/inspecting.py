@@ -475,6 +475,17 @@ def print_evaluation(result: dict[str, Any]) -> None:
         console.line(say("report: {report}", "报告：{report}", report=result["report"]))
 
 
+def print_harness(result: dict[str, Any]) -> None:
+    rows = [
+        [task, metric, number(value), number(values.get(f"{metric}_stderr")), number(values["questions"])]
+        for task, values in result["harness"].items()
+        for metric, value in values.items()
+        if metric != "questions" and not metric.endswith("_stderr")
+    ]
+    names = [say("task", "任务"), say("metric", "指标"), say("value", "值"), say("standard error", "标准误"), say("questions", "题数")]
+    console.table(names, rows, right=(2, 3, 4))
+
+
 def print_export(result: dict[str, Any]) -> None:
     if result["to"] == "merged":
         console.line(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -560,6 +560,19 @@ def evaluate(
         files.write_json(folder / "metrics.json", result)
         result["report"] = str(report.evaluation_report(folder, f"{loaded.card['source_run']} on {prepared.dataset.name}", result))
     return result
+
+
+def evaluate_harness(
+    model: str | Path | Run, tasks: Sequence[str], *, limit: int | None = None, chat: bool = False, trust_code: bool = False
+) -> dict[str, Any]:
+    """Tasks of lm-evaluation-harness. See `evaluation.harness`."""
+    from groundup.evaluation.harness import harness
+
+    begin = time.monotonic()
+    loaded, tokenizer = language_model(model, trust_code=trust_code)
+    assert isinstance(loaded.model, LanguageModel)
+    found = harness(loaded.model, tokenizer, tasks, limit=limit, chat=chat)
+    return {"model": str(loaded.path), "harness": found, "seconds": round(time.monotonic() - begin, 3)}
 
 
 def _against(

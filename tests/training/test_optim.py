@@ -94,3 +94,39 @@ def test_a_masked_step_changes_neither_weights_nor_optimizer_state(name):
         masked_step(optimizers, torch.tensor(True))
         results.append([p.detach().clone() for p in net.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+def tuned(config, steps=3):
+    import torch
+
+    from groundup.training.optim import build_optimizers
+
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(70, 70), torch.nn.ReLU(), torch.nn.Linear(70, 4))
+    optimizers = build_optimizers(net, config, "cpu")
+    for _ in range(steps):
+        net(torch.randn(8, 70)).square().sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    return net, optimizers
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "muon", "rmsprop"])
+def test_offloaded_states_give_the_same_weights(name):
+    config = Optim(name=name, lr=1e-2, momentum=0.9 if name in ("sgd", "muon") else None)
+    plain, _ = tuned(config)
+    away, optimizers = tuned(config.model_copy(update={"offload": True}))
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), away.parameters()))
+    assert optimizers[0].state_dict()["state"], "what a checkpoint keeps"
+    assert not optimizers[0].state, "nothing on the device"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_eight_bits_come_close_and_are_kept_in_a_checkpoint(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    plain, _ = tuned(Optim(name="adamw", lr=1e-2))
+    small, optimizers = tuned(Optim(name="adamw8bit", lr=1e-2))
+    for a, b in zip(plain.parameters(), small.parameters()):
+        torch.testing.assert_close(a, b, atol=5e-3, rtol=0.1)
+    assert any(v.dtype == torch.uint8 for s in optimizers[0].state.values() for v in s.values() if isinstance(v, torch.Tensor))

@@ -194,16 +194,18 @@ class Data(Section):
 
 
 class Optim(Section):
-    """The optimizer. lr: auto follows the size of a language model's layers. `groups` multiplies the learning rate of layer groups or of parameter name patterns: {features: 0.1}; `layer_decay`
+    """The optimizer. lr: auto follows the size of a language model's layers. `adamw8bit` keeps AdamW's states in eight bits (Dettmers et al., arXiv
+    2110.02861; bitsandbytes); `offload` keeps any optimizer's states in the host's memory. `groups` multiplies the learning rate of layer groups or of parameter name patterns: {features: 0.1}; `layer_decay`
     multiplies it once more for each layer group that lies between a layer and the head (Howard and Ruder, arXiv 1801.06146, 3.2)."""
 
-    name: Literal["sgd", "adam", "adamw", "rmsprop", "muon"] = "adamw"
+    name: Literal["sgd", "adam", "adamw", "adamw8bit", "rmsprop", "muon"] = "adamw"
     lr: Annotated[Float, Field(gt=0)] | Auto = 1e-3
     weight_decay: Annotated[Float, Field(ge=0)] = 0.01
     momentum: Fraction | None = None
     nesterov: bool = False
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     eps: Annotated[Float, Field(gt=0)] = 1e-8
+    offload: bool = False
     groups: dict[str, Annotated[Float, Field(ge=0)]] = {}
     layer_decay: Annotated[Float, Field(gt=0, le=1)] | None = None
 

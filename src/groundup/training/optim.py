@@ -6,6 +6,8 @@ Weight decay spares norms and biases (every parameter with fewer than two dimens
 from __future__ import annotations
 
 import fnmatch
+import functools
+import importlib.util
 import inspect
 from types import MethodType
 from typing import Any
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from groundup.core.errors import RecipeError, did_you_mean
 from groundup.core.recipe import Optim
 from groundup.training.muon import Muon
+from groundup.training.offload import Offloaded
 
 
 def group_of_parameters(model: nn.Module) -> dict[str, str]:
@@ -82,7 +85,16 @@ def build_optimizers(model: nn.Module, config: Optim, device: str) -> list[torch
         RecipeError: settings that do not go together, or nothing to train.
     """
     _without_the_compiler()
-    return [_plain_step(optimizer) for optimizer in _build(model, config, device)]
+    made = [_plain_step(optimizer) for optimizer in _build(model, config, "cpu" if config.offload else device)]
+    if not config.offload:
+        return made
+    return [Offloaded(optimizer.param_groups, functools.partial(_anew, optimizer)) for optimizer in made]
+
+
+def _anew(like: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """An optimizer of the same kind and settings for other parameters."""
+    known = inspect.signature(type(like)).parameters
+    return _plain_step(type(like)(groups, **{k: v for k, v in like.defaults.items() if k in known}))  # type: ignore[arg-type]
 
 
 def automatic_rate(model: nn.Module) -> tuple[float, int]:
@@ -123,6 +135,16 @@ def _build(model: nn.Module, config: Optim, device: str) -> list[torch.optim.Opt
         return [torch.optim.SGD(grouped(trainable), lr=rate, momentum=config.momentum or 0.0, nesterov=config.nesterov, fused=fused)]
     if config.name == "rmsprop":
         return [torch.optim.RMSprop(grouped(trainable), lr=rate, momentum=config.momentum or 0.0, eps=config.eps)]
+    if config.name == "adamw8bit":
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise RecipeError(
+                "optim.name = adamw8bit needs bitsandbytes, which is not installed",
+                "optim.name = adamw8bit 需要 bitsandbytes，尚未安装",
+                fix="pip install 'groundup[quant]'",
+            )
+        from bitsandbytes.optim import AdamW8bit
+
+        return [AdamW8bit(grouped(trainable), lr=rate, betas=config.betas, eps=config.eps)]
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     if config.name != "muon":
         return [kind(grouped(trainable), lr=rate, betas=config.betas, eps=config.eps, fused=fused)]

@@ -67,7 +67,10 @@ class TrainState:
         for k, optimizer in enumerate(self.optimizers):
             scalars: dict[str, dict[str, Any]] = {}
             for i, slots in optimizer.state_dict()["state"].items():
-                for name, value in slots.items():
+                nested = {
+                    f"{name}/{part}": v for name, value in slots.items() if isinstance(value, dict) for part, v in value.items()
+                }  # bitsandbytes
+                for name, value in ({n: v for n, v in slots.items() if not isinstance(v, dict)} | nested).items():
                     if isinstance(value, Tensor):
                         named[f"optimizer.{k}.{i}.{name}"] = value
                     else:
@@ -105,6 +108,10 @@ class TrainState:
                         # In the parameter's order in memory (channels last, say): fused optimizers walk over both side by side.
                         value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
                     slots.setdefault(int(index), {})[slot] = value
+            for own in slots.values():
+                for name in [n for n in own if "/" in n]:
+                    outer, _, part = name.partition("/")
+                    own.setdefault(outer, {})[part] = own.pop(name)
             optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
         for name, value in (self.ema or {}).items():
             value.copy_(named[f"ema.{name}"])
