@@ -159,6 +159,7 @@ class Columns:
         self._item, self._wanted, self._group = item, config.text.column, config.columns.group
         self.whole = config.text.document in ("conversation", "preference")  # a record is read as a whole, not one of its columns
         self._preference = config.text.document == "preference"
+        self._answer = config.columns.target if isinstance(config.columns.target, str) else None
         self._only: str | None = None
         self._first = True
         self._keys: tuple[Any, ...] = ()  # of the record before: records are mostly alike
@@ -232,6 +233,11 @@ class Columns:
             if not isinstance(record, dict) or record.get(self._group) is None:
                 return Found(None, _lacks(self._group), unit, place)
             group = str(record[self._group])
+        if self._answer is not None and isinstance(record, dict):  # the columns were named: a question and its answer
+            asked = self._wanted or next((k for k in conversations.PROMPTS if k in record), "text")
+            if lacking := next((c for c in (asked, self._answer) if record.get(c) in (None, "")), None):
+                return Found(None, _lacks(lacking), unit, place)
+            record = {"prompt": str(record[asked]), "completion": str(record[self._answer])}
         made = (conversations.read_preference if self._preference else conversations.read)(record)
         if isinstance(made, Reason):
             return Found(None, made, unit, place)

@@ -94,7 +94,7 @@ def build_optimizers(model: nn.Module, config: Optim, device: str) -> list[torch
 def _anew(like: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """An optimizer of the same kind and settings for other parameters."""
     known = inspect.signature(type(like)).parameters
-    return _plain_step(type(like)(groups, **{k: v for k, v in like.defaults.items() if k in known}))  # type: ignore[arg-type]
+    return _plain_step(type(like)(groups, **{k: v for k, v in like.defaults.items() if k in known}))
 
 
 def automatic_rate(model: nn.Module) -> tuple[float, int]:

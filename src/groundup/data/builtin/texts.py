@@ -40,6 +40,47 @@ def tinyshakespeare() -> TextSource:
 
 
 @DATASETS.register(
+    "banking77",
+    Card(
+        summary="13,000 questions to a bank and the intent of each, one of 77; as questions with their answers",
+        summary_zh="一万三千条银行客户提问及其意图（77 类）；作为问答使用",
+        source="Casanueva et al., Efficient Intent Detection, arXiv 2003.04807",
+        shapes="one conversation for each row of train.csv and test.csv",
+        licence="CC BY 4.0",
+        limits="English",
+    ),
+)
+def banking77() -> TextSource:
+    return TextSource("banking77", (_folder("banking77", "train.csv and test.csv", " train.csv 与 test.csv "),), (".csv",))
+
+
+def _demonstration(name: str) -> TextSource:
+    return TextSource(name, (_folder("instruct_llamafactory", f"{name}.json", f" {name}.json ") / f"{name}.json",), (".json",))
+
+
+DEMONSTRATION = {
+    "source": "the demonstration data of LlamaFactory, https://github.com/hiyouga/LLaMA-Factory",
+    "shapes": "one conversation for each record",
+    "licence": "Apache-2.0 (of the repository)",
+    "limits": "some 850 examples: enough to see that tuning works",
+}
+
+
+@DATASETS.register(
+    "alpaca_en_demo", Card(summary="850 English instructions with answers", summary_zh="850 条英文指令与回答", **DEMONSTRATION)
+)
+def alpaca_en_demo() -> TextSource:
+    return _demonstration("alpaca_en_demo")
+
+
+@DATASETS.register(
+    "alpaca_zh_demo", Card(summary="850 Chinese instructions with answers", summary_zh="850 条中文指令与回答", **DEMONSTRATION)
+)
+def alpaca_zh_demo() -> TextSource:
+    return _demonstration("alpaca_zh_demo")
+
+
+@DATASETS.register(
     "chinese_poetry",
     Card(
         summary="Tang poems, Song ci and older classics, from the chinese-poetry collection",
