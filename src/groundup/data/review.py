@@ -34,10 +34,11 @@ NOBODY = re.compile(
 )
 MOJIBAKE = re.compile(r"�|Ã[\x80-\xbf©¨¡¢¤¶¼]|â€[™œ“”\x9d¦]|锟斤拷|烫烫烫|屯屯屯|ï¿½")
 _SECRET = re.compile("|".join(f"(?P<s{i}>{p})" for i, p in enumerate(SECRETS.values())))
-_SECRET_HINT = re.compile(
-    r"PRIVATE KEY|AKIA|ASIA|gh[pousr]_|github_pat_|hf_|sk-|AIza|xox|eyJ|(?i:passw|api[_-]?key|secret|access[_-]?token)"
-)
+# What a secret has in it, lower case: quick to look for, where the patterns are slow.
+_SECRET_HINTS = ("private key", "akia", "asia", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "hf_", "sk-", "aiza", "xox", "eyj")
+_NAMED_HINTS = ("passw", "api_key", "api-key", "apikey", "secret_key", "secret-key", "secretkey", "access_token", "access-token", "accesstoken")
 _NUMBERS = re.compile("|".join(f"(?P<p{i}>{p})" for i, p in enumerate(PERSONAL.values()) if i))
+_DIGIT = re.compile(r"\d")
 _NUMBERS_HINT = re.compile(r"\d[\d ()-]{6,}\d|[A-Z]{2}\d\d")
 _EMAIL = re.compile(next(iter(PERSONAL.values())))
 _LOOP = re.compile(r"(.{1,60}?)\1{9,}", re.DOTALL)
@@ -45,14 +46,15 @@ _LOOP = re.compile(r"(.{1,60}?)\1{9,}", re.DOTALL)
 
 def sensitive(text: str) -> Iterator[tuple[str, str]]:
     """Secrets and personal data in a text: (one of SENSITIVE, what it is). Numbers with check digits are checked."""
-    if _SECRET_HINT.search(text):
+    lower = text.lower()
+    if any(hint in lower for hint in (*_SECRET_HINTS, *_NAMED_HINTS)):
         for hit in _SECRET.finditer(text):
             yield SENSITIVE[0], list(SECRETS)[int((hit.lastgroup or "s0")[1:])]
     if "@" in text:
         for hit in _EMAIL.finditer(text):
             if not NOBODY.search(hit.group()):
                 yield SENSITIVE[1], "an e-mail address"
-    if _NUMBERS_HINT.search(text):
+    if _DIGIT.search(text) and _NUMBERS_HINT.search(text):
         for hit in _NUMBERS.finditer(text):
             what = list(PERSONAL)[int((hit.lastgroup or "p0")[1:])]
             if not NOBODY.search(hit.group()) and _checks(what, hit.group()):
@@ -80,7 +82,7 @@ def remarks(conversation: dict[str, Any]) -> list[Reason]:
     found: dict[str, Reason] = {}
     for kind, what in sensitive(whole):
         found.setdefault(kind, Reason(kind, f"it holds {what}", f"含有{SENSITIVE_ZH[what]}"))
-    if broken := MOJIBAKE.search(whole):
+    if not whole.isascii() and (broken := MOJIBAKE.search(whole)):
         found["encoding"] = Reason("encoding", f"broken characters: {broken.group()!r}", f"乱码：{broken.group()!r}")
     for number, turn in enumerate(turns, 1):
         if reason := _absurd(number, turn, turns[number - 2] if number > 1 else None):
