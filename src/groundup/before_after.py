@@ -22,6 +22,7 @@ from groundup.core.recipe import Data, Split
 from groundup.data.prepare import prepare
 from groundup.evaluation.answers import MOST, SECONDS, Answers, Question, answer, beside, differences, fitting, questions
 from groundup.evaluation.evaluate import evaluate, evaluating
+from groundup.evaluation.report import TELLING
 from groundup.jobs import Job, like_base
 from groundup.metrics import MetricSet
 from groundup.metrics.language import SummedMetrics
@@ -35,7 +36,6 @@ GENERAL = Path(__file__).parent / "data" / "builtin" / "general.jsonl"
 SHOWN = 12  # answers side by side in the result and the report
 STORED = "before.json"
 NEW = "new data"
-TELLING = ("pass_at_1", "exact_match", "accuracy", "loss")  # the metric that the verdict names: the first of these that a set has
 
 
 # -- language models -----------------------------------------------------------------------------------------------------------

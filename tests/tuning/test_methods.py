@@ -163,3 +163,12 @@ def test_the_comparison_is_measured_before_and_after(base, tmp_path):
     with pytest.raises(DataError):
         gu.tune(model, data, "full", {"train.steps": 1, "evaluate.general": str(tmp_path / "nowhere.jsonl")}, out=tmp_path / "no")
     assert not (tmp_path / "no").exists()
+
+
+def test_averaged_weights_of_an_adapter(base, tmp_path):
+    model, data = base
+    settings = {"train.steps": 6, "method.rank": 1, "train.ema": 0.9, "train.save_every": 3, "train.deterministic": True}
+    run = gu.tune(model, data, "lora", settings, out=tmp_path / "run")
+    assert modelfolder.replay(run.load()) < 1e-4
+    kept = next((run.path / "checkpoints").glob("step-*")) / "model.safetensors"
+    assert kept.stat().st_size < 0.5 * (model / "model" / "model.safetensors").stat().st_size

@@ -36,7 +36,18 @@ MOJIBAKE = re.compile(r"�|Ã[\x80-\xbf©¨¡¢¤¶¼]|â€[™œ“”\x9d¦]
 _SECRET = re.compile("|".join(f"(?P<s{i}>{p})" for i, p in enumerate(SECRETS.values())))
 # What a secret has in it, lower case: quick to look for, where the patterns are slow.
 _SECRET_HINTS = ("private key", "akia", "asia", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "hf_", "sk-", "aiza", "xox", "eyj")
-_NAMED_HINTS = ("passw", "api_key", "api-key", "apikey", "secret_key", "secret-key", "secretkey", "access_token", "access-token", "accesstoken")
+_NAMED_HINTS = (
+    "passw",
+    "api_key",
+    "api-key",
+    "apikey",
+    "secret_key",
+    "secret-key",
+    "secretkey",
+    "access_token",
+    "access-token",
+    "accesstoken",
+)
 _NUMBERS = re.compile("|".join(f"(?P<p{i}>{p})" for i, p in enumerate(PERSONAL.values()) if i))
 _DIGIT = re.compile(r"\d")
 _NUMBERS_HINT = re.compile(r"\d[\d ()-]{6,}\d|[A-Z]{2}\d\d")

@@ -18,6 +18,13 @@ from groundup.evaluation import page, plots, timeline
 from groundup.evaluation.page import code, esc, interval, number, yes_no
 
 LOWER_IS_BETTER = ("loss", "mse", "rmse", "mae", "perplexity", "bits_per_byte")
+TELLING = (
+    "pass_at_1",
+    "exact_match",
+    "accuracy",
+    "loss",
+)  # the metrics that say most of a language model; the first one that there is, in the verdict
+PANELS = 5  # of the picture of before and after
 MANY = 20  # longer tables are folded away, with the rows that matter above
 
 Section = tuple[str, str]  # heading, HTML
@@ -42,6 +49,7 @@ def write_report(run: RunFolder, result: dict[str, Any], *, language: str | None
     with _language(language):
         sections = [
             (say("Training curves", "训练曲线"), page.gallery(pictures, ["loss", "metric", "rate", "gradient"], _captions())),
+            (say("Samples", "样例"), _samples(run.metric_rows("sample"))),
             (say("Before and after tuning", "微调前后对比"), _before_after(pictures, result)),
             *_score_sections(pictures, result),
             (say("Data", "数据"), _data(pictures, data)),
@@ -125,7 +133,8 @@ def _draw_scores(pictures: Path, result: dict[str, Any]) -> None:
     if calibration := result.get("calibration"):
         plots.reliability(pictures / "calibration.png", calibration)
     if rows := (result.get("before_after") or {}).get("rows"):
-        plots.before_after(pictures / "before_after.png", rows)
+        telling = [r for r in rows if r["metric"] in TELLING] or rows
+        plots.before_after(pictures / "before_after.png", (rows if len(rows) <= PANELS else telling)[:PANELS])
 
 
 def _captions() -> dict[str, str]:
@@ -349,10 +358,18 @@ def _before_after(pictures: Path, result: dict[str, Any]) -> str:
     return html + _answers(found.get("answers") or [])
 
 
+def _samples(rows: list[dict[str, Any]]) -> str:
+    """What the model wrote at its first and its last evaluation."""
+    steps = sorted({r["step"] for r in rows})
+    shown = [r for r in rows if r["step"] in (steps[:1] + steps[-1:])]
+    columns = [say("step", "步"), say("beginning", "开头"), say("what the model wrote", "模型写的内容")]
+    return page.table(columns, [[number(r["step"]), esc(r["prompt"]), esc(r["text"][:400])] for r in shown], right=(0,)) if rows else ""
+
+
 def _answers(answers: list[dict[str, str]]) -> str:
     """What the model said before and after, beside what is right."""
     columns = [say("question", "问题"), say("right", "标准答案"), say("before", "之前"), say("after", "之后")]
-    rows = [[esc(a[key][:600]) for key in ("prompt", "right", "before", "after")] for a in answers]
+    rows = [[esc(a[key][:300]) for key in ("prompt", "right", "before", "after")] for a in answers]
     return page.table(columns, rows, stack=True) if rows else ""
 
 

@@ -32,7 +32,7 @@ from groundup.evaluation.evaluate import evaluate
 from groundup.metrics import MetricSet
 from groundup.tasks.base import Encoded, Task
 from groundup.training.batches import Batches
-from groundup.training.checkpoint import Checkpoints
+from groundup.training.checkpoint import Checkpoints, load_weights
 from groundup.training.optim import masked_step, set_learning_rate
 from groundup.training.parallel import AgreedStop, Ranks
 from groundup.training.schedule import factor
@@ -345,7 +345,7 @@ def _evaluate(
     """Metrics and samples of the weights that would be kept: the averaged ones where there are any."""
     own = None if state.ema is None else {n: t.clone() for n, t in state.model.state_dict().items()}
     if state.ema is not None:
-        state.model.load_state_dict(state.ema)
+        load_weights(state.model, state.ema)
     try:
         metrics = evaluate(task, state.model, validation, plan.device, intervals=task.kind == "text", stop=stop)
         for sample in task.samples(state.model) if metrics is not None else ():
@@ -354,7 +354,7 @@ def _evaluate(
         return metrics
     finally:
         if own is not None:
-            state.model.load_state_dict(own)
+            load_weights(state.model, own)
 
 
 def _judge(state: TrainState, plan: Plan, metrics: MetricSet, watchers: Sequence[Watcher]) -> bool:
