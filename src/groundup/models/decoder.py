@@ -14,16 +14,17 @@ from torch.nn import functional as F
 from groundup.core.errors import ModelError
 from groundup.core.registry import MODELS, Card
 from groundup.models.language import (
+    Apart,
     AttentionPath,
     Cache,
     LanguageModel,
     RMSNorm,
-    allowed,
     attend,
     attend_cached,
     positions_of,
     rope_frequencies,
     rotate,
+    seen,
 )
 
 # One dial: the parameters of the layers (the table of tokens comes on top). layers, width, heads, kv_heads, hidden width of the MLP.
@@ -103,7 +104,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(head_dim, eps) if qk_norm else None
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, may: Tensor | None, path: AttentionPath, cache: Cache | None, layer: int
+        self, x: Tensor, cos: Tensor, sin: Tensor, may: Tensor | Apart | None, path: AttentionPath, cache: Cache | None, layer: int
     ) -> Tensor:
         b, t, _ = x.shape
         q, k, v = (p(x).view(b, t, -1, self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
@@ -126,7 +127,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm, self.mlp = RMSNorm(width, eps), mlp
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, may: Tensor | None, path: AttentionPath, cache: Cache | None, layer: int
+        self, x: Tensor, cos: Tensor, sin: Tensor, may: Tensor | Apart | None, path: AttentionPath, cache: Cache | None, layer: int
     ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, may, path, cache, layer)
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
@@ -166,6 +167,7 @@ class Decoder(LanguageModel):
     """
 
     frequency: Tensor
+    separates = True
 
     def __init__(
         self,
@@ -276,8 +278,8 @@ class Decoder(LanguageModel):
             positions = torch.arange(x.shape[1], device=x.device)[None] if documents is None else positions_of(documents)
         angles = positions[:, None, :, None].to(torch.float32) * self.frequency
         cos, sin = angles.cos() * self.rope_factor, angles.sin() * self.rope_factor
-        whole = allowed(documents, x.shape[1], None, x.device) if cache is None else None
-        near = allowed(documents, x.shape[1], self.window, x.device) if cache is None and self.window is not None else whole
+        whole = seen(documents, x.shape[1], None, x.device) if cache is None else None
+        near = seen(documents, x.shape[1], self.window, x.device) if cache is None and self.window is not None else whole
         run = self.kept_activations()
         for i, layer in enumerate(self.model.layers):
             facts = (cos, sin, whole if i < self.window_from else near, self.attention_path, cache, i)

@@ -87,6 +87,8 @@ class LanguageModel(Model):
         self.checkpointing: Checkpointing = "none"
         self.softcap: float | None = None  # the head's own: logits become softcap * tanh(logits / softcap)
 
+    separates = False  # whether a single row of documents costs no more than the documents do
+
     @abstractmethod
     def features(self, x: Tensor, documents: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Tokens int64 [B, T] -> the hidden states [B, T, width] that `head` turns into logits.
@@ -312,13 +314,41 @@ class _Explicit(torch.autograd.Function):
         return dq.view(shape), dk.view(kv_shape), dv.view(kv_shape), None, None
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, may: Tensor | None, path: AttentionPath) -> Tensor:
+@dataclass
+class Apart:
+    """One row of several documents, whose attention is computed one by one: no work on what they may not see of each other.
+
+    Args:
+        sizes: their lengths; inside: what may be seen in each, see `allowed`.
+    """
+
+    sizes: list[int]
+    inside: list[Tensor | None]
+
+    @classmethod
+    def of(cls, documents: Tensor, window: int | None) -> Apart:
+        """documents: int64 [1, T]."""
+        sizes = torch.unique_consecutive(documents[0], return_counts=True)[1].tolist()
+        return cls(sizes, [allowed(None, n, window, documents.device) for n in sizes])
+
+
+def seen(documents: Tensor | None, length: int, window: int | None, device: torch.device) -> Tensor | Apart | None:
+    """As `allowed`; for a single row of several documents on the CPU they are told apart instead (elsewhere their lengths would be compiled anew)."""
+    if documents is not None and len(documents) == 1 and device.type == "cpu":
+        return Apart.of(documents, window)
+    return allowed(documents, length, window, device)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, may: Tensor | Apart | None, path: AttentionPath) -> Tensor:
     """Causal softmax attention (Vaswani et al., arXiv 1706.03762, eq. 1), grouped queries where k and v have fewer heads than q.
 
     Args:
         q: [B, heads, T, head_dim]; k, v: [B, kv_heads, T, head_dim].
-        may: what may be seen, see `allowed`.
+        may: what may be seen, see `seen`.
     """
+    if isinstance(may, Apart):
+        parts = zip(q.split(may.sizes, 2), k.split(may.sizes, 2), v.split(may.sizes, 2), may.inside)
+        return torch.cat([attend(*part, path) for part in parts], 2)
     if path == "explicit":
         t = q.shape[2]
         if may is None:

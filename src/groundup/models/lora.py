@@ -75,9 +75,11 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         dropped = F.dropout(x, self.dropout, self.training)
-        added = self.lora_B(self.lora_A(dropped)) * self.scale
+        low = self.lora_A(dropped) * self.scale
         if self.lora_magnitude_vector is None:
-            return self.base_layer(x) + added  # type: ignore[no-any-return]
+            out = self.base_layer(x)  # the rest is added in the product's own pass
+            return torch.addmm(out.flatten(0, -2), low.flatten(0, -2), self.lora_B.weight.t()).view_as(out)
+        added = self.lora_B(low)
         base = self.base_weight
         norm = (base + self.delta).norm(dim=1).detach()  # a constant in the backward pass (DoRA, 4.3)
         grow = self.lora_magnitude_vector / norm

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from groundup.core import console
 from groundup.core.errors import RecipeError
@@ -22,7 +22,7 @@ from groundup.data.chat_tokens import ConversationStream, template_for, tokenize
 from groundup.data.dataset import Dataset
 from groundup.data.order import CounterRandom
 from groundup.metrics import LanguageMetrics, MetricSet
-from groundup.tasks.base import Batch, Encoded
+from groundup.tasks.base import Batch, Encoded, Loss
 from groundup.tasks.language_modeling import LanguageModeling, TokenBatch
 
 
@@ -181,6 +181,21 @@ class InstructionTuning(LanguageModeling):
         tokens, targets, documents, owners = (torch.from_numpy(a).to(encoded.device) for a in encoded.stream.fetch(index.cpu().numpy()))
         alone = len(tokens) == len(index) and bool((documents <= 0).all())
         return ConversationBatch(tokens, targets, None if alone else documents, owners, len(index))
+
+    def _laid_out(self, model: nn.Module, batch: Batch) -> Batch:
+        """In one row without padding, for models that tell documents apart at no cost."""
+        assert isinstance(batch, ConversationBatch) and batch.owners is not None
+        if not getattr(model, "separates", False) or batch.inputs.device.type != "cpu":
+            return batch
+        keep = batch.owners < batch.conversations
+        owners = batch.owners[keep][None]
+        return replace(batch, inputs=batch.inputs[keep][None], targets=batch.targets[keep][None], documents=owners, owners=owners)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        return super().loss(model, self._laid_out(model, batch))
+
+    def score(self, model: nn.Module, batch: Batch, metrics: MetricSet) -> Tensor:
+        return super().score(model, self._laid_out(model, batch), metrics)
 
     def _units(self, batch: TokenBatch) -> tuple[Tensor, int]:
         """Conversations, of which several may stand in a row."""

@@ -145,6 +145,7 @@ class PreferenceTuning(InstructionTuning):
 
     def _likelihoods(self, model: LanguageModel, batch: Any) -> tuple[Tensor, Tensor]:
         """Of each answer of a batch its log-probability, and how many tokens it has: float32 [2 * pairs]."""
+        batch = self._laid_out(model, batch)
         targets = batch.targets.flatten()
         keep = targets != IGNORED
         hidden = model.features(batch.inputs, batch.documents).flatten(0, 1)[keep]
