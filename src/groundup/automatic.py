@@ -36,7 +36,9 @@ def rehearse(job: Job) -> None:
     """The dry step; and the choices that depend on it: the micro-batch that fits, and whether compiling pays."""
     recipe, run, batches = job.recipe, job.run, job.batches
     wanted = recipe.train.micro_batch_size
-    batches.micro_batch_size = min(wanted, batches.batch_size) if wanted != "auto" else batches.batch_size
+    small = getattr(job.task, "small_batch", None) if job.plan.device.type == "cpu" else None
+    most = min(batches.batch_size, small(batches.encoded)) if small is not None else batches.batch_size
+    batches.micro_batch_size = min(wanted, batches.batch_size) if wanted != "auto" else most
     augment = recipe.data.augment
     pairs = augment is not None and bool(augment.mixup or augment.cutmix)
     if pairs and batches.micro_batch_size % 2 and batches.micro_batch_size < batches.batch_size:
@@ -71,8 +73,16 @@ def rehearse(job: Job) -> None:
         if wanted != "auto"
         else "the whole batch fits into memory"
         if whole
+        else "on CPUs as quick as the whole batch, in less memory"
+        if batches.micro_batch_size == most
         else "the largest half of the batch that fits into memory",
-        "由 recipe 指定" if wanted != "auto" else "整个批次能放进内存" if whole else "能放进内存的最大对半批次",
+        "由 recipe 指定"
+        if wanted != "auto"
+        else "整个批次能放进内存"
+        if whole
+        else "在 CPU 上与整批同样快，占用内存更少"
+        if batches.micro_batch_size == most
+        else "能放进内存的最大对半批次",
     )
     run.decide("step_seconds", seconds, "measured in the rehearsal (forward and backward)", "在预演中测得（前向与反向）")
     estimate = seconds * job.state.total

@@ -62,11 +62,11 @@ def measure_before(job: Job) -> None:
     files.write_json(path, _measured(job, model, None, _sets(job)))
 
 
-def compare_text(job: Job) -> dict[str, Any]:
-    """The rows, the answers and the verdict of a tuned language model."""
+def compare_text(job: Job, scores: MetricSet) -> dict[str, Any]:
+    """The rows, the answers and the verdict of a tuned language model; `scores`: those of the held-out split."""
     then = files.read_json(job.run.path / STORED)
     sets = _sets(job)
-    now = _measured(job, job.state.model, then, sets)
+    now = _measured(job, job.state.model, then, sets, scores)
     before, after = Answers(**then["answers"]), Answers(**now["answers"])
     rows: list[dict[str, Any]] = []
     for part in sets:
@@ -131,11 +131,12 @@ def _sets(job: Job) -> list[TextSet]:
     return found
 
 
-def _measured(job: Job, model: nn.Module, then: dict[str, Any] | None, sets: list[TextSet]) -> dict[str, Any]:
-    """The running sums of each set, and the answers; `then`: what was measured before, of which as many answers are given again."""
+def _measured(job: Job, model: nn.Module, then: dict[str, Any] | None, sets: list[TextSet], new: MetricSet | None = None) -> dict[str, Any]:
+    """The running sums of each set, and the answers; `then`: what was measured before, of which as many answers are given again; `new`:
+    the scores of the new data where they are known."""
     found: dict[str, Any] = {"sets": {}, "answers": {"said": [], "scores": {}}}
     for part in sets:
-        scores = evaluate(part.task, model, part.encoded, job.plan.device)
+        scores = new if part.name == NEW and new is not None else evaluate(part.task, model, part.encoded, job.plan.device)
         assert isinstance(scores, SummedMetrics)
         found["sets"][part.name] = scores.stored()
     asked = _questions(job)
@@ -217,11 +218,15 @@ def _old(job: Job) -> TextSet | None:
 
 
 # -- other models --------------------------------------------------------------------------------------------------------------
-def compare(job: Job, encoded: Encoded, found: dict[str, Any], split: str) -> dict[str, Any] | None:
-    """The comparison of any tuned model, for its result; None where training did not start from a model."""
+def compare(job: Job, encoded: Encoded, found: dict[str, Any], split: str, scores: MetricSet) -> dict[str, Any] | None:
+    """The comparison of any tuned model, for its result; None where training did not start from a model.
+
+    Args:
+        scores, found: of the tuned model on the held-out split `encoded`.
+    """
     if job.base is None:
         return _compare_file(job, encoded, found, split)
-    return compare_text(job) if job.task.kind == "text" else _compare_folder(job, encoded, found, split)
+    return compare_text(job, scores) if job.task.kind == "text" else _compare_folder(job, encoded, found, split)
 
 
 def _compare_file(job: Job, encoded: Encoded, found: dict[str, Any], split: str) -> dict[str, Any] | None:

@@ -239,7 +239,10 @@ def find(path: str | Path) -> Path:
                 "no model '{path}': no such folder, and no run of that name",
                 "没有模型 '{path}'：没有这个目录，也没有这个名字的运行",
                 path=path,
-                fix="groundup runs list",
+                fix="hub:{path}   fetches it from the Hugging Face hub"
+                if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path))
+                else "groundup runs list",
+                fix_zh="hub:{path}   从 Hugging Face hub 下载" if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) else None,
             ) from error
     if not (folder / "model" / "groundup.json").is_file():
         raise ModelError(

@@ -256,7 +256,7 @@ def _finish(job: Job, begin: float, seconds: dict[str, float]) -> Run:
     scores = evaluate_split(job.task, viewed(state.model, views), encoded, job.plan.device, records=records)
     assert scores is not None
     found = summary(scores) | _by_record(job.task, job.prepared, job.prepared.splits[name], records, encoded, run.path / "plots")
-    before_after = compare(job, encoded, found, name)
+    before_after = compare(job, encoded, found, name, scores)
     seconds["evaluate"] = time.monotonic() - evaluated
     result = {
         "run": str(run.path),

@@ -139,7 +139,9 @@ def test_label_smoothing_equals_torchs():
     torch.testing.assert_close(ours.sum / ours.count, torch.nn.CrossEntropyLoss(label_smoothing=0.1)(model(batch.inputs), batch.targets))
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS.names() if n != "lora"])  # for language models: tests/tuning/test_language.py
+@pytest.mark.parametrize(
+    "name", [n for n in METHODS.names() if n not in ("lora", "peft")]
+)  # for language models: tests/tuning/test_language.py
 def test_methods_train_what_they_say(name):
     model = build_model("simple_cnn", {}, (1, 8, 8), 3)
     stages = stages_of(METHODS.get(name).target(model))

@@ -25,6 +25,8 @@ from groundup.metrics import LanguageMetrics, MetricSet
 from groundup.tasks.base import Batch, Encoded, Loss
 from groundup.tasks.language_modeling import LanguageModeling, TokenBatch
 
+ENOUGH = 768  # tokens of a forward pass, from which on more are not computed quicker on CPUs
+
 
 @dataclass
 class ConversationBatch(TokenBatch):
@@ -181,6 +183,13 @@ class InstructionTuning(LanguageModeling):
         tokens, targets, documents, owners = (torch.from_numpy(a).to(encoded.device) for a in encoded.stream.fetch(index.cpu().numpy()))
         alone = len(tokens) == len(index) and bool((documents <= 0).all())
         return ConversationBatch(tokens, targets, None if alone else documents, owners, len(index))
+
+    @staticmethod
+    def small_batch(encoded: Encoded) -> int:
+        """Conversations that together have tokens enough for large matrix products."""
+        assert isinstance(encoded, EncodedConversations)
+        mean = int(encoded.stream.starts[-1]) / max(1, len(encoded))
+        return max(1, round(ENOUGH / mean))
 
     def _laid_out(self, model: nn.Module, batch: Batch) -> Batch:
         """In one row without padding, for models that tell documents apart at no cost."""
