@@ -158,8 +158,11 @@ def _absolute(recipe: Recipe) -> Recipe:
     init = recipe.init
     if init and Path(init).expanduser().exists():
         init = str(Path(init).expanduser().resolve())
+    evaluate = recipe.evaluate
+    if evaluate.general not in ("auto", "none") and Path(evaluate.general).expanduser().exists():
+        evaluate = evaluate.model_copy(update={"general": str(Path(evaluate.general).expanduser().resolve())})
     return recipe.model_copy(
-        update={"data": absolute_source(recipe.data), "model": code(recipe.model), "task": code(recipe.task), "init": init}
+        update={"evaluate": evaluate, "data": absolute_source(recipe.data), "model": code(recipe.model), "task": code(recipe.task), "init": init}
     )
 
 
@@ -218,9 +221,12 @@ def build(
             )
         else:
             model.checkpointing = recipe.train.checkpointing
-    placed(model, at)
     method = METHODS.get(recipe.method.name)
-    made = method.target(model, **METHODS.build_arguments(method, recipe.method.arguments, "method"))
+    arguments = METHODS.build_arguments(method, recipe.method.arguments, "method")
+    if not arguments.get("bits"):
+        placed(model, at)
+    made = method.target(model, **arguments)
+    placed(model, at)  # a base in fewer bits goes to the device only so: whole it may not fit
     stages = stages_of(made)
     if (
         isinstance(model, LanguageModel)
