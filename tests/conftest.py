@@ -18,6 +18,20 @@ def cache_folder(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def for_all(tmp_path_factory, cache_folder):
+    """For fixtures of modules, too: the cache; and few general questions, because every tuning of a language model asks them twice."""
+    from groundup import before_after
+
+    few = tmp_path_factory.mktemp("general") / "general.jsonl"
+    lines = before_after.GENERAL.read_text(encoding="utf-8").splitlines()
+    few.write_text("\n".join([*lines[:3], *lines[-3:]]), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GROUNDUP_CACHE", str(cache_folder))
+        patch.setattr(before_after, "GENERAL", few)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def isolated(tmp_path, monkeypatch, cache_folder):
     monkeypatch.chdir(tmp_path)

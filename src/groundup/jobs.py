@@ -162,7 +162,13 @@ def _absolute(recipe: Recipe) -> Recipe:
     if evaluate.general not in ("auto", "none") and Path(evaluate.general).expanduser().exists():
         evaluate = evaluate.model_copy(update={"general": str(Path(evaluate.general).expanduser().resolve())})
     return recipe.model_copy(
-        update={"evaluate": evaluate, "data": absolute_source(recipe.data), "model": code(recipe.model), "task": code(recipe.task), "init": init}
+        update={
+            "evaluate": evaluate,
+            "data": absolute_source(recipe.data),
+            "model": code(recipe.model),
+            "task": code(recipe.task),
+            "init": init,
+        }
     )
 
 

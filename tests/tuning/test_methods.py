@@ -172,3 +172,19 @@ def test_averaged_weights_of_an_adapter(base, tmp_path):
     assert modelfolder.replay(run.load()) < 1e-4
     kept = next((run.path / "checkpoints").glob("step-*")) / "model.safetensors"
     assert kept.stat().st_size < 0.5 * (model / "model" / "model.safetensors").stat().st_size
+
+
+def test_the_general_set_is_whole():
+    """320 questions, ten kinds in two languages, each a conversation that ends with an answer."""
+    from collections import Counter
+    from importlib import resources
+
+    from groundup.data.conversations import read
+
+    lines = (resources.files("groundup") / "data" / "builtin" / "general.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == len({r["id"] for r in rows}) == len({r["messages"][0]["content"] for r in rows if r["messages"][0]["role"] == "user"} | {
+        r["messages"][1]["content"] for r in rows if r["messages"][0]["role"] == "system"
+    }) == 320  # fmt: skip
+    assert set(Counter((r["language"], r["kind"]) for r in rows).values()) == {16}
+    assert all(isinstance(read(r), dict) and r["messages"][-1]["role"] == "assistant" for r in rows)
