@@ -43,6 +43,7 @@ def test_likelihoods_are_those_of_the_logits(base):
     assert rolled[0] < 0
 
 
+@pytest.mark.slow  # the library takes most of a minute to import
 @pytest.mark.filterwarnings("ignore")
 def test_a_task_runs_through(base, tmp_path, capsys):
     from groundup.cli import main

@@ -131,7 +131,7 @@ def test_really_killed_and_resumed(texts, tmp_path):
     )
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+@pytest.mark.parametrize("optimizer", [pytest.param("sgd", marks=pytest.mark.slow), "muon"])
 def test_two_processes_train_the_model_of_one(optimizer, texts, tmp_path):
     more = {"optim.name": optimizer, "optim.lr": 0.1 if optimizer == "sgd" else 1e-2, "train.steps": 8, "train.batch_size": 7}
     recipe = recipe_file(texts, **more)

@@ -18,12 +18,8 @@ from groundup.evaluation import page, plots, timeline
 from groundup.evaluation.page import code, esc, interval, number, yes_no
 
 LOWER_IS_BETTER = ("loss", "mse", "rmse", "mae", "perplexity", "bits_per_byte")
-TELLING = (
-    "pass_at_1",
-    "exact_match",
-    "accuracy",
-    "loss",
-)  # the metrics that say most of a language model; the first one that there is, in the verdict
+# The metrics that say most of a language model; the verdict names the first one that there is.
+TELLING = ("pass_at_1", "accuracy", "exact_match", "loss")
 PANELS = 5  # of the picture of before and after
 MANY = 20  # longer tables are folded away, with the rows that matter above
 
