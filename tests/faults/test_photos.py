@@ -118,6 +118,7 @@ def test_a_killed_worker_changes_nothing(photos, quiet):
     assert any(e["event"] == "worker_restart" for e in events)
 
 
+@pytest.mark.slow  # the same is tested on text in test_language.py
 def test_killed_runs_end_with_the_same_weights(photos, quiet):
     for step in (5, 20):
         process = subprocess.Popen(command(photos, "cut", "--resume"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
