@@ -3,7 +3,7 @@
     python benchmarks/data_check.py [--rows 1000000] [--model FOLDER] [--quick]
 
 The conversations are made here from words with a fixed seed: 50 to 1,500 characters, a tenth of them Chinese, one in a hundred a copy of an earlier one,
-some with an empty answer, some with an e-mail address. One fresh process checks the file with an empty cache, with `--model` also in that model's tokens.
+some with an empty answer, some with an e-mail address, some that are no JSON or have a role nobody knows. One fresh process checks the file with an empty cache, with `--model` also in that model's tokens.
 
     target: below 2 GB at a million rows
 """
@@ -46,7 +46,11 @@ def write_rows(path: Path, rows: int) -> None:
                     {"role": "assistant", "content": said},
                 ]
             }
+            if i % 1000 == 3:
+                row["messages"][1]["role"] = "somebody"
             line = json.dumps(row, ensure_ascii=False) + "\n"
+            if i % 1000 == 4:
+                line = line[: len(line) // 2] + "\n"  # cut off in the middle, as by a full disk
             if len(kept) < 1000:
                 kept.append(line)
             file.write(line)

@@ -5,11 +5,15 @@
 Models with random weights, made by transformers: `15M` in Llama's form, `120M` in Qwen3's with its table of 151,936 rows; one tokenizer and its chat template
 for both sides. FILE holds instructions in Alpaca's form. Each example becomes {prompt, completion} in messages, of which both sides train the answer with its
 end only. The same examples once, eight in a step, at most 512 tokens, float32, the same constant rate, AdamW, clipping at 1, LoRA of rank 16 on all linear
-layers but the head. Each turn is a fresh process; sides take turns, medians count. Both sides evaluate the held-out examples once when they are done.
+layers but the head. Each turn is a fresh process; sides take turns, medians count. TRL evaluates the held-out
+examples once, when it is done; ours three times, before, at the last step and for the result.
 
-TRL runs at its defaults but for these settings (it recomputes activations by default), and at its best: no recomputation, and packing, which puts several
-examples into a row, where on this machine they see each other (its own warning says so): its loss is that of another task. One code measures the held-out
-loss of what each side has saved.
+TRL runs at its defaults but for these settings (it recomputes activations by default, and pads eight examples to the longest), and at the best that was found
+for it on CPUs, without recomputation: `single`, one example at a time and eight gathered, so that nothing is padded, and `packed`, its packing one row at a
+time and as many rows gathered as hold eight examples on average. More packed rows at once are slower: it lays them end to end and attention pays for the
+whole length. Packed examples do not see each other (their positions begin anew, and transformers makes the mask from them), but a packed step holds about
+eight examples, not always eight. TRL also trains the line break that the template puts after the end of a turn, one token per example that ours leaves out.
+One code measures the held-out loss of what each side has saved.
 
     targets: 2 x its defaults at 15M and 3 x at 120M, 1.5 x its best; peak memory above the level after the imports at most a third of its defaults'
 
@@ -34,7 +38,7 @@ from typing import Any
 
 # examples, held-out examples, turns; target against the defaults
 CASES = {"15M": (200, 40, 3, 2.0), "120M": (48, 16, 2, 3.0)}
-SIDES = ("ours", "defaults", "best")
+SIDES = ("ours", "defaults", "single", "packed")
 CONTEXT, BATCH, BEST, MEMORY = 512, 8, 1.5, 3.0
 RATES = {"lora": 2e-3, "full": 5e-4}
 
@@ -115,7 +119,18 @@ def ours(method: str, folder: Path) -> dict[str, float]:
     return found | {"training": run.result["seconds"]["train"]}
 
 
-def theirs(method: str, folder: Path, best: bool) -> dict[str, float]:
+def rows_for(folder: Path, examples: int) -> int:
+    """Packed rows that hold as many examples as a step has, on average."""
+    from transformers import AutoTokenizer
+
+    made = AutoTokenizer.from_pretrained(folder / "base")
+    with (folder / "data" / "train.jsonl").open(encoding="utf-8") as file:
+        texts = [made.apply_chat_template(r["prompt"] + r["completion"], tokenize=False) for r in map(json.loads, file)]
+    tokens = sum(min(CONTEXT, len(ids)) for ids in made(texts)["input_ids"])
+    return max(1, round(BATCH * tokens / examples / CONTEXT))
+
+
+def theirs(method: str, folder: Path, side: str) -> dict[str, float]:
     import datasets
     import peft
     import transformers
@@ -125,12 +140,16 @@ def theirs(method: str, folder: Path, best: bool) -> dict[str, float]:
         n: datasets.Dataset.from_list([json.loads(line) for line in (folder / "data" / f"{n}.jsonl").open(encoding="utf-8")])
         for n in ("train", "validation")
     }
-    out = folder / ("best" if best else "defaults")
-    own: dict[str, Any] = {"packing": True, "gradient_checkpointing": False, "eval_packing": False} if best else {}
+    out = folder / side
+    own: dict[str, Any] = {"per_device_train_batch_size": BATCH}
+    if side != "defaults":
+        own = {"gradient_checkpointing": False, "per_device_train_batch_size": 1, "gradient_accumulation_steps": BATCH}
+    if side == "packed":
+        own |= {"packing": True, "eval_packing": False, "gradient_accumulation_steps": rows_for(folder, len(rows["train"]))}
     lora = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM") if method == "lora" else None
     with contextlib.redirect_stdout(sys.stderr), watched() as found:
         arguments = trl.SFTConfig(
-            output_dir=str(out), num_train_epochs=1, per_device_train_batch_size=BATCH, learning_rate=RATES[method], lr_scheduler_type="constant",
+            output_dir=str(out), num_train_epochs=1, learning_rate=RATES[method], lr_scheduler_type="constant",
             max_length=CONTEXT, bf16=False, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, **own,
         )  # fmt: skip
         model = transformers.AutoModelForCausalLM.from_pretrained(folder / "base")
@@ -189,7 +208,7 @@ def turn(method: str, side: str, folder: Path) -> dict[str, Any]:
 
 def measure(method: str, size: str, given: argparse.Namespace) -> list[dict[str, Any]]:
     examples, held, turns, target = CASES[size]
-    sides = [s for s in SIDES if method == "lora" or s != "best"]
+    sides = SIDES
     with tempfile.TemporaryDirectory(prefix="groundup-sft-") as name:
         folder = Path(name)
         with contextlib.redirect_stdout(sys.stderr):
@@ -201,6 +220,7 @@ def measure(method: str, size: str, given: argparse.Namespace) -> list[dict[str,
                 if side == "ours" and k:
                     subprocess.run(["rm", "-rf", str(folder / "ours"), str(folder / "cache")], check=True)
                 found[side].append(turn(method, side, folder))
+        os.environ["GROUNDUP_CACHE"] = str(folder / "cache")  # what this process prepares goes with the folder, too
         losses = {s: held_out(method, folder, s) for s in sides}
     middle = {s: {k: statistics.median(t[k] for t in found[s]) for k in ("seconds", "training", "peak")} for s in sides}
     parts = []
@@ -239,7 +259,7 @@ def main(method: str = "lora") -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.turn:
-        done = ours(given.method, given.folder) if given.turn == "ours" else theirs(given.method, given.folder, given.turn == "best")
+        done = ours(given.method, given.folder) if given.turn == "ours" else theirs(given.method, given.folder, given.turn)
         print(json.dumps(done))
         return
     if given.tokenizer is None or given.data is None:
