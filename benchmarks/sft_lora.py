@@ -26,6 +26,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -218,7 +219,8 @@ def measure(method: str, size: str, given: argparse.Namespace) -> list[dict[str,
         for k in range(1 if given.quick else given.turns or turns):
             for side in sides:
                 if side == "ours" and k:
-                    subprocess.run(["rm", "-rf", str(folder / "ours"), str(folder / "cache")], check=True)
+                    for old in ("ours", "cache"):
+                        shutil.rmtree(folder / old)
                 found[side].append(turn(method, side, folder))
         os.environ["GROUNDUP_CACHE"] = str(folder / "cache")  # what this process prepares goes with the folder, too
         losses = {s: held_out(method, folder, s) for s in sides}

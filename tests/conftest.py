@@ -32,6 +32,23 @@ def for_all(tmp_path_factory, cache_folder):
         yield
 
 
+@pytest.fixture(scope="session")
+def language_model():
+    """Trains a small language model on a text: (folder, text, overrides) -> the run."""
+    import groundup as gu
+
+    def train(folder, text, **overrides):
+        (folder / "text.txt").write_text(text, encoding="utf-8")
+        recipe = {
+            "name": "base", "task": {"name": "language-modeling", "context": 64},
+            "data": {"source": str(folder / "text.txt"), "split": {"by": "contiguous"}}, "model": {"name": "decoder", "layers": 2, "width": 32, "heads": 2},
+            "train": {"steps": 5, "batch_size": 4},
+        }  # fmt: skip
+        return gu.train(recipe, overrides, out=folder / "run")
+
+    return train
+
+
 @pytest.fixture(autouse=True)
 def isolated(tmp_path, monkeypatch, cache_folder):
     monkeypatch.chdir(tmp_path)

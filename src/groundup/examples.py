@@ -7,6 +7,7 @@ import hashlib
 import html
 import itertools
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -175,17 +176,19 @@ def review(prepared: Prepared, fix: Path | None) -> tuple[list[dict[str, Any]], 
         DataError: the file exists already or cannot be written.
     """
     corpus = prepared.dataset.inputs
-    splits = {int(i): name for name, index in prepared.splits.items() if name != "train" for i in index}
+    held_out = {int(i) for name, index in prepared.splits.items() if name != "train" for i in index}
     index = np.sort(np.concatenate(list(prepared.splits.values())))
     counts: Counter[str] = Counter()
     flagged = 0
     shown: dict[str, list[tuple[str, str]]] = {}
     asked: dict[bool, set[bytes]] = {True: set(), False: set()}  # digests of questions, of what is trained and what is held out
     removed = None if fix is None else fix.with_name(fix.name + ".removed.jsonl")
+    for path in (p for p in (fix, removed) if p is not None and p.exists()):
+        raise DataError("{path} exists already", "{path} 已经存在", path=path, fix="--fix another.jsonl")
     with contextlib.ExitStack() as stack, console.progress() as told:
         kept_file = removed_file = None
         if fix is not None and removed is not None:
-            kept_file, removed_file = _open_new(stack, fix), _open_new(stack, removed)
+            kept_file, removed_file = _whole(stack, fix), _whole(stack, removed)
             with corpus.rejected.open("rb") as before:
                 shutil.copyfileobj(before, removed_file)
         for n, (i, text) in enumerate(zip(index, corpus.texts(index))):
@@ -200,7 +203,7 @@ def review(prepared: Prepared, fix: Path | None) -> tuple[list[dict[str, Any]], 
                     shown[reason.code].append((f"{name}: {reason.en}", f"{name}：{reason.zh}"))
             if messages := conversation.get("messages"):
                 turns = messages if "answers" in conversation else messages[:-1]
-                asked[int(i) in splits].add(
+                asked[int(i) in held_out].add(
                     hashlib.blake2b(repr([t["content"] for t in turns]).encode("utf-8", "replace"), digest_size=8).digest()
                 )
             if kept_file is not None and removed_file is not None:
@@ -231,13 +234,25 @@ def review(prepared: Prepared, fix: Path | None) -> tuple[list[dict[str, Any]], 
     return found, {"file": str(fix), "kept": len(index) - flagged, "removed": out + flagged, "removed_list": str(removed)}
 
 
-def _open_new(stack: contextlib.ExitStack, path: Path) -> IO[bytes]:
+def _whole(stack: contextlib.ExitStack, path: Path) -> IO[bytes]:
+    """A file that gets its name when the stack ends without an error, and is gone where it does not."""
+    temporary = files.temporary_sibling(path)
     try:
-        return stack.enter_context(open(path, "xb"))
+        file = open(temporary, "xb")
     except OSError as error:
         raise DataError(
             "{path} cannot be written: {why}", "{path} 无法写入：{why}", path=path, why=error.strerror or error, fix="--fix another.jsonl"
         ) from error
+
+    def close(kind: Any, error: Any, trace: Any) -> None:
+        file.close()
+        if kind is None:
+            os.replace(temporary, path)
+        else:
+            temporary.unlink(missing_ok=True)
+
+    stack.push(close)
+    return file
 
 
 def write_page(facts: dict[str, Any], path: Path) -> None:

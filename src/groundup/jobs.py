@@ -33,9 +33,6 @@ from groundup.data.streaming import default_workers
 from groundup.env import probe
 from groundup.models import lora
 from groundup.models.base import build_model, count_parameters, placed
-from groundup.models.causal_lm import CausalLM
-from groundup.models.decoder import Decoder
-from groundup.models.gpt2 import GPT2
 from groundup.models.language import LanguageModel
 from groundup.models.weights import is_weights, load_into
 from groundup.tasks.base import Encoded, Task
@@ -216,17 +213,14 @@ def build(
         if recipe.init is not None:
             _load_weights(model, Path(recipe.init), run)
     if recipe.train.checkpointing != "none":
-        if isinstance(model, CausalLM):
-            model.net.gradient_checkpointing_enable({"use_reentrant": False})
-        elif not isinstance(model, Decoder | GPT2):
+        if not isinstance(model, LanguageModel):
             raise RecipeError(
-                "train.checkpointing is for transformers, not for {kind}",
-                "train.checkpointing 用于 transformer 模型，不支持 {kind}",
+                "train.checkpointing is for language models, not for {kind}",
+                "train.checkpointing 用于语言模型，不支持 {kind}",
                 kind=type(model).__name__,
                 fix="--set train.checkpointing=none",
             )
-        else:
-            model.checkpointing = recipe.train.checkpointing
+        model.recompute(recipe.train.checkpointing)
     method = METHODS.get(recipe.method.name)
     arguments = METHODS.build_arguments(method, recipe.method.arguments, "method")
     if not arguments.get("bits"):

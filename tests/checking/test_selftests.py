@@ -15,17 +15,9 @@ from groundup.training.batches import Batches
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(tmp_path_factory, language_model):
     folder = tmp_path_factory.mktemp("selftests")
-    (folder / "text.txt").write_text("the colour of the sky is blue. 天空是蓝色的。 one two three\n" * 200, encoding="utf-8")
-    run = gu.train(
-        {
-            "name": "base", "task": {"name": "language-modeling", "context": 64},
-            "data": {"source": str(folder / "text.txt"), "split": {"by": "contiguous"}}, "model": {"name": "decoder", "layers": 2, "width": 32, "heads": 2},
-            "train": {"steps": 10, "batch_size": 4},
-        },
-        out=folder / "run",
-    )  # fmt: skip
+    run = language_model(folder, "the colour of the sky is blue. 天空是蓝色的。 one two three\n" * 200, **{"train.steps": 10})
     data = folder / "data.jsonl"
     data.write_text("\n".join(json.dumps({"instruction": f"sky {i}?", "output": f"blue {i % 3}"}) for i in range(60)), encoding="utf-8")
     return run.path, str(data)

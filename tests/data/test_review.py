@@ -71,4 +71,4 @@ def test_check_writes_a_clean_file_and_what_it_left_out(tmp_path, capsys):
     assert len(kept) == 30 and {r["code"] for r in removed} == {"empty", "exact duplicate", "personal data"}
     assert any("an e-mail address" in record for p in facts["problems"] for record in p["records"])
     assert main(["data", "check", str(out), "--lang", "zh"]) == 0 and "没有发现问题" in capsys.readouterr().out
-    assert main(["data", "check", str(data), "--fix", str(out)]) == 2 and "File exists" in capsys.readouterr().err
+    assert main(["data", "check", str(data), "--fix", str(out)]) == 2 and "exists already" in capsys.readouterr().err

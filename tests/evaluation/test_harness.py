@@ -6,24 +6,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import groundup as gu
 from groundup.evaluation.harness import bridge
 
 pytest.importorskip("lm_eval")
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(tmp_path_factory, language_model):
     folder = tmp_path_factory.mktemp("harness")
-    (folder / "text.txt").write_text("the colour of the sky is blue. the grass is green. one two three\n" * 200, encoding="utf-8")
-    return gu.train(
-        {
-            "name": "base", "task": {"name": "language-modeling", "context": 64},
-            "data": {"source": str(folder / "text.txt"), "split": {"by": "contiguous"}}, "model": {"name": "decoder", "layers": 2, "width": 32, "heads": 2},
-            "train": {"steps": 60, "batch_size": 4}, "optim": {"lr": 0.01},
-        },
-        out=folder / "run",
-    )  # fmt: skip
+    return language_model(
+        folder, "the colour of the sky is blue. the grass is green. one two three\n" * 200, **{"train.steps": 60, "optim.lr": 0.01}
+    )
 
 
 def test_likelihoods_are_those_of_the_logits(base):

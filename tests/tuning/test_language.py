@@ -32,18 +32,10 @@ def examples(n, seed=0):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(tmp_path_factory, language_model):
     """A small language model of our own, hardly trained."""
     folder = tmp_path_factory.mktemp("base")
-    (folder / "text.txt").write_text("\n".join(f"{e['instruction']}: {e['output']}" for e in examples(400)), encoding="utf-8")
-    run = gu.train(
-        {
-            "name": "base", "task": {"name": "language-modeling", "context": 64, "vocabulary": 300},
-            "data": {"source": str(folder / "text.txt"), "split": {"by": "contiguous"}}, "model": {"name": "decoder", "layers": 2, "width": 32, "heads": 2},
-            "train": {"steps": 5, "batch_size": 4},
-        },
-        out=folder / "run",
-    )  # fmt: skip
+    run = language_model(folder, "\n".join(f"{e['instruction']}: {e['output']}" for e in examples(400)), **{"task.vocabulary": 300})
     return run.path
 
 

@@ -79,17 +79,9 @@ def test_the_weighted_loss_has_the_gradient_of_plain_cross_entropy():
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(tmp_path_factory, language_model):
     folder = tmp_path_factory.mktemp("preferences")
-    (folder / "text.txt").write_text("which is better? red blue green one two three 天空 " * 200, encoding="utf-8")
-    run = gu.train(
-        {
-            "name": "base", "task": {"name": "language-modeling", "context": 64},
-            "data": {"source": str(folder / "text.txt"), "split": {"by": "contiguous"}}, "model": {"name": "decoder", "layers": 2, "width": 32, "heads": 2},
-            "train": {"steps": 5, "batch_size": 4},
-        },
-        out=folder / "run",
-    )  # fmt: skip
+    run = language_model(folder, "which is better? red blue green one two three 天空 " * 200)
     data = folder / "pairs.jsonl"
     numbers = ("one", "two", "three")
     rows = [{"prompt": f"better {i}?", "chosen": f"blue {numbers[i % 3]}", "rejected": f"red {numbers[i % 3]}"} for i in range(60)]

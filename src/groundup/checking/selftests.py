@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from groundup.checking.findings import Finding, Report
 from groundup.core import console
@@ -155,7 +155,7 @@ def _neutral(bench: _Bench) -> Iterator[Finding]:
     if not lora.adapted(model) or not fresh or arguments.get("bits") or arguments.get("init", "zero") != "zero":
         raise _NotHere
     batch = bench.batch()
-    with evaluating(model), torch.no_grad():
+    with evaluating(model):
         with_it = model.features(batch.inputs, batch.documents)
         there = lora.detach(model)
         without = model.features(batch.inputs, batch.documents)
@@ -204,7 +204,7 @@ def _difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 def _accumulation(bench: _Bench) -> Iterator[Finding]:
-    with _still(bench.model):
+    with evaluating(bench.model, gradients=True):  # dropout would make any two passes differ
         whole = bench.gradients([bench.batch()])
         parts = bench.gradients([bench.batch(i[None]) for i in bench.index])
     if (difference := _difference(whole, parts)) > bench.close:
@@ -222,7 +222,7 @@ def _packing(bench: _Bench) -> Iterator[Finding]:
         raise _NotHere
     first = batch.documents == batch.documents[:, :1]
     other = torch.where(first, (batch.inputs + 1) % bench.model.vocabulary, batch.inputs)
-    with evaluating(bench.model), torch.no_grad():
+    with evaluating(bench.model):
         a, b = bench.model.features(batch.inputs, batch.documents), bench.model.features(other, batch.documents)
     moved = float((a - b)[~first].abs().max() / a.abs().max().clamp(min=1e-12))
     if moved > 1e-4:
@@ -238,7 +238,7 @@ def _learns(bench: _Bench) -> Iterator[Finding]:
     rate = max((g["base_lr"] for o in bench.job.state.optimizers for g in o.param_groups), default=1e-3)
     optimizer = torch.optim.AdamW(bench.trained.values(), lr=max(rate, 1e-4), weight_decay=0.0)
     losses: list[float] = []
-    with _still(bench.model):
+    with evaluating(bench.model, gradients=True):  # dropout would make any two passes differ
         for _ in range(STEPS):
             total, count = bench.loss(batch)
             losses.append(float(total.detach()) / max(count, 1))
@@ -254,15 +254,3 @@ def _learns(bench: _Bench) -> Iterator[Finding]:
             (f"the loss of one batch does not go down: {losses[0]:.4f} before, {losses[-1]:.4f} after {len(losses) - 1} steps", f"单个批次的损失降不下来：之前 {losses[0]:.4f}，{len(losses) - 1} 步后 {losses[-1]:.4f}"),
             (f"--set optim.lr={rate / 10:g}", f"--set optim.lr={rate / 10:g}"), {"losses": [round(v, 4) for v in losses]},
         )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _still(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode with gradients: dropout would make any two passes differ."""
-    modes = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

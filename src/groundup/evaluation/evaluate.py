@@ -27,12 +27,12 @@ def in_order(task: Task, encoded: Encoded, batch_size: int, device: torch.device
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's own mode is put back (frozen parts stay in evaluation mode)."""
+def evaluating(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
+    """Evaluation mode, without gradients unless asked for; every module's own mode is put back (frozen parts stay in evaluation mode)."""
     modes = {m: m.training for m in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradients):
             yield
     finally:
         for module, mode in modes.items():

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from groundup.core.errors import ModelError
 from groundup.core.registry import MODELS, Card
-from groundup.models.language import Cache, LanguageModel, positions_of
+from groundup.models.language import Cache, Checkpointing, LanguageModel, positions_of
 
 SCALES = ("logit_scale", "logits_scaling")  # settings by which some families multiply, or divide, their logits
 
@@ -125,6 +125,11 @@ class CausalLM(LanguageModel):
     def head(self, h: Tensor) -> Tensor:
         logits = F.linear(h, self.output_weight)
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    def recompute(self, kind: Checkpointing) -> None:
+        """transformers knows whole layers only."""
+        super().recompute(kind)
+        self.net.gradient_checkpointing_enable({"use_reentrant": False})
 
     def reset_head(self, num_outputs: int) -> None:
         self.resize(num_outputs)

@@ -107,6 +107,10 @@ class LanguageModel(Model):
     def new_cache(self, rows: int, capacity: int) -> Cache:
         """An empty cache for `rows` sequences of at most `capacity` tokens."""
 
+    def recompute(self, kind: Checkpointing) -> None:
+        """Which activations are computed again in the backward pass. Raises ModelError where the model has no layers that could be."""
+        self.checkpointing = kind
+
     def kept_activations(self) -> Callable[..., Any]:
         """How a layer is run: `run(layer, *inputs)`. In training with `checkpointing` its activations are not kept but computed again in the backward pass
         (Chen et al., arXiv 1604.06174, 3): all of them ('whole'), or all but the results of matrix products and attention ('selective')."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from groundup.core.errors import ModelError
 from groundup.core.registry import MODELS, Card
-from groundup.models.language import Cache, LanguageModel
+from groundup.models.language import Cache, Checkpointing, LanguageModel
 
 
 @MODELS.register(
@@ -34,6 +35,12 @@ class LSTM(LanguageModel):
     @property
     def output_weight(self) -> Tensor:
         return self.embedding.weight if self.output is None else self.output.weight
+
+    def recompute(self, kind: Checkpointing) -> None:
+        raise ModelError(
+            "train.checkpointing is for transformers, not for an lstm", "train.checkpointing 用于 transformer 模型，不支持 lstm",
+            fix="--set train.checkpointing=none",
+        )  # fmt: skip
 
     def features(self, x: Tensor, documents: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         h = self.embedding(x)

@@ -322,20 +322,18 @@ def _scaled_step(state: TrainState, finite: bool) -> None:
 
 def rehearse(state: TrainState, batches: Batches, task: Task, plan: Plan) -> float:
     """One full-size forward and backward pass before step 1, then everything is put back: errors of memory and shape come in the first
-    seconds. Returns the seconds of a second pass (the first one also allocates, which does not matter where it takes long)."""
+    seconds. Returns the seconds of a step by a second pass (the first one also allocates); of several micro-batches one stands for all."""
     before = Snapshot.take(state.model)
     elapsed = 0.0
     for _ in range(2):
         begin = time.perf_counter()
         state.model.train()
-        for batch in batches.micro(state.step):
-            with mixed_precision(plan):
-                task.loss(state.model, batch).sum.backward()
+        with mixed_precision(plan):
+            loss = task.loss(state.model, next(batches.micro(state.step)))
+        loss.sum.backward()
         if plan.device.type == "cuda":
             torch.cuda.synchronize()
-        elapsed = time.perf_counter() - begin
-        if elapsed > 0.5:
-            break
+        elapsed = (time.perf_counter() - begin) * batches.per_step
     state.model.zero_grad(set_to_none=True)
     before.put_back(state.model)
     return elapsed
