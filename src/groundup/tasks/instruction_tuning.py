@@ -25,7 +25,7 @@ from groundup.metrics import LanguageMetrics, MetricSet
 from groundup.tasks.base import Batch, Encoded, Loss
 from groundup.tasks.language_modeling import LanguageModeling, TokenBatch
 
-ENOUGH = 768  # tokens of a forward pass, from which on more are not computed quicker on CPUs
+ENOUGH = 256  # tokens of a forward pass on CPUs: three times as many are computed 8 % quicker, and need twice the memory
 
 
 @dataclass

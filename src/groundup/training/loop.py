@@ -128,7 +128,7 @@ class Watcher(Protocol):
 class Keeper:
     """Writes checkpoints when they are due, and survives a disk that is full.
 
-    `best_weights` holds the best weights in memory where their checkpoint could not be written.
+    `best_weights` holds the best weights in memory where their checkpoint could not be written; `scores` are those of the last evaluation and its step.
     """
 
     checkpoints: Checkpoints
@@ -138,6 +138,7 @@ class Keeper:
     failed_at: int = -1
     failure: str | None = None
     best_weights: dict[str, Tensor] | None = None
+    scores: tuple[int, MetricSet] | None = None
     _time: float = field(default_factory=time.monotonic)
 
     def due(self, state: TrainState, done: bool, improved: bool) -> bool:
@@ -208,6 +209,7 @@ def train(
         if validation is not None and plan.evaluates(state.step, state.total) and state.evaluated_at != state.step and not stop():
             metrics = _evaluate(state, task, plan, validation, stop, watchers)
             if metrics is not None:
+                keeper.scores = (state.step, metrics)
                 improved = _judge(state, plan, metrics, watchers)
         done = last or state.stopped_early
         if (keeper.due(state, done, improved) or stop()) and state.step > 0 and state.step != keeper.saved_at:
