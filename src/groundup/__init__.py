@@ -26,6 +26,7 @@ _PUBLIC = {
     "generate": ("groundup.pipeline", "generate"),
     "export": ("groundup.pipeline", "export"),
     "serve": ("groundup.pipeline", "serve"),
+    "check": ("groundup.pipeline", "check"),
     "load": ("groundup.modelfolder", "load"),
     "Run": ("groundup.pipeline", "Run"),
     "Recipe": ("groundup.core.recipe", "Recipe"),

@@ -412,20 +412,39 @@ def tune(
 
 @app.command(
     help=_help(
-        "Put a recipe's training to its self-tests before it runs; exit 3 when one finds an error.",
-        "训练之前先对 recipe 自检；发现错误时退出码为 3。",
+        "Find classic mistakes in a training before it runs: a script of your own, a recipe, or a tuning; exit 3 when one is an error.",
+        "训练之前查找常见错误：自己的脚本、recipe 或一次微调；发现错误时退出码为 3。",
     )
 )
 def check(
-    recipe: Annotated[
-        str,
+    target: Annotated[
+        str | None,
         typer.Argument(
-            metavar="RECIPE|MODEL",
+            metavar="SCRIPT.py|RECIPE|MODEL",
             help=_help(
-                "A shipped name or a YAML file; with --data the model to tune.", "自带名称或 YAML 文件；与 --data 同用时为要微调的模型。"
+                "A script that builds model, loss_fn, optimizer and train_loader at its top level (it is run, in a process of its own); a recipe; with --data the model to tune.",
+                "在顶层构建 model、loss_fn、optimizer 与 train_loader 的脚本（会在单独的进程中运行）；recipe；与 --data 同用时为要微调的模型。",
             ),
         ),
-    ],
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="[SCRIPT.py:]NAME", help=_help("What the script calls its model.", "脚本中模型的名字。")),
+    ] = None,
+    named: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--name",
+            metavar="loss_fn=criterion",
+            help=_help(
+                "What the script calls something else: loss_fn, optimizer, train_loader, val_loader, compute_loss, train_step, fit, evaluate, scheduler, tokenizer, ... May be repeated.",
+                "脚本中其他对象的名字：loss_fn、optimizer、train_loader、val_loader、compute_loss、train_step、fit、evaluate、scheduler、tokenizer 等，可重复。",
+            ),
+        ),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", help=_help("For a script, in all.", "脚本检查的总时限（秒）。"))
+    ] = 60.0,
     data: Annotated[
         str | None, typer.Option("--data", metavar="SPEC", help=_help("What the model is to be tuned on.", "用来微调模型的数据。"))
     ] = None,
@@ -435,17 +454,64 @@ def check(
     lang: Lang = None,
     traceback: Trace = False,
 ) -> Call:
-    from groundup import inspecting, pipeline
+    from groundup import inspecting
 
     def run() -> Any:
+        names = dict(_name(n) for n in named or [])
+        wanted = target
+        if model is not None:
+            script, colon, name = model.rpartition(":")
+            names["model"] = name if colon else model
+            wanted = wanted or script or None
+        if wanted is None:
+            raise _nothing_to_check()
+        if wanted.endswith(".py"):
+            from groundup.checking.script import check_script
+
+            return check_script(Path(wanted).expanduser(), names, timeout)
+        from groundup import pipeline
+
         overrides = _sets(sets)
         if data is None:
-            return pipeline.check(recipe, overrides)
-        return pipeline.check(pipeline.tuning_recipe(recipe, data, method, overrides))
+            return pipeline.check(wanted, overrides=overrides)
+        return pipeline.check(pipeline.tuning_recipe(wanted, data, method, overrides))
 
     return Call(
         run, inspecting.print_findings, json, to_json=lambda report: report.as_json(), status=lambda report: 3 if report.errors else 0
     )
+
+
+def _nothing_to_check() -> Exception:
+    from groundup.core.errors import UserError
+
+    return UserError(
+        "name what is to be checked", "请指出要检查的对象", fix="groundup check train.py   (or a recipe: groundup check digits-cnn)"
+    )
+
+
+def _name(assignment: str) -> tuple[str, str]:
+    from groundup.core.errors import UserError
+
+    key, equals, value = assignment.partition("=")
+    if not equals:
+        raise UserError("--name {given}: a name and what the script calls it", "--name {given}：应为 名称=脚本中的名字", given=assignment, fix="--name loss_fn=criterion")
+    return key, value
+
+
+@app.command(help=_help("The long explanation of a finding of check, or of a cause that the doctor names.", "check 的发现或 doctor 所指原因的详细说明。"))
+def explain(
+    finding: Annotated[
+        str,
+        typer.Argument(metavar="ID", help=_help("As loss.softmax_before_ce, or a cause of `groundup env doctor`.", "例如 loss.softmax_before_ce，或 `groundup env doctor` 的原因。")),
+    ],
+    json: Json = False,
+    lang: Lang = None,
+    traceback: Trace = False,
+) -> Call:
+    from groundup import inspecting
+    from groundup.checking.explain import explain as explained
+
+    return Call(lambda: explained(finding), inspecting.print_explanation, json)
 
 
 @app.command(help=_help("Measure a model on its own test split, or on other data.", "在模型自己的测试集或其他数据上评估。"))

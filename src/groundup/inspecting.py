@@ -328,19 +328,25 @@ def print_plan(facts: dict[str, Any]) -> None:
     )
 
 
+MARKS = {"error": "✗", "warning": "!", "info": "·"}
+
+
 def print_findings(report: Any) -> None:
-    for en, zh in report.passed:
-        console.line("✓ " + say("{en}", "{zh}", en=en, zh=zh), style="green")
+    if report.passed:
+        names = say("、", "、").join(zh for _, zh in report.passed) if language() == "zh" else ", ".join(en for en, _ in report.passed)
+        console.line("✓ " + say("nothing found: {names}", "未发现问题：{names}", names=names), style="green")
     for name, why in report.failed:
         console.line(say("? {name}: could not be tested: {why}", "? {name}：无法检查：{why}", name=name, why=why), style="yellow")
     for finding in report.findings:
         facts = finding.as_json()
         console.line(
-            f"✗ {facts['finding_id']}  {facts['location']}: {facts['message']}", style="red" if finding.severity == "error" else "yellow"
+            f"{MARKS[finding.severity]} {facts['finding_id']}  {facts['location']}" + (f"  ({source})" if (source := finding.evidence.get("source")) else ""),
+            style={"error": "red", "warning": "yellow"}.get(finding.severity, "dim"),
         )
-        console.line(f"    {facts['fix']}")
-    if not report.findings and not report.passed:
-        console.line(say("there are self-tests for language models only so far", "目前只有语言模型有自检"))
+        console.line(f"    {facts['message']}")
+        console.line(f"    {say('→', '→')} {facts['fix']}", style="bold")
+    if report.findings:
+        console.line(say("more about one of them: groundup explain {id}", "详细说明：groundup explain {id}", id=report.findings[0].finding_id), style="dim")
     console.line(say("{s:.1f} s", "{s:.1f} 秒", s=report.seconds), style="dim")
 
 
@@ -662,3 +668,17 @@ def print_verification(facts: dict[str, Any]) -> None:
         )
     if not facts["checks"]:
         console.line(say("nothing to verify: no checkpoint and no model yet", "没有可校验的内容：还没有检查点和模型"))
+
+
+def print_explanation(entry: dict[str, Any]) -> None:
+    console.line(f"{entry['id']}  ({entry['severity']})", style="bold")
+    console.line(entry["says"])
+    console.line(entry["why"])
+    console.line("→ " + entry["fix"], style="bold")
+    for key, title in (("wrong", say("wrong", "错误")), ("right", say("right", "正确"))):
+        if entry[key]:
+            console.line(f"{title}:", style="dim")
+            for line in entry[key].splitlines():
+                console.line(f"    {line}")
+    if entry["source"]:
+        console.line(f"{say('source', '来源')}: {entry['source']}", style="dim")

@@ -22,7 +22,11 @@ from groundup import jobs, modelfolder
 from groundup.before_after import compare, measure_before
 from groundup.budget import choose as for_budget
 from groundup.checking import Report
+from groundup.checking.examine import examine
+from groundup.checking.recipes import check_job
+from groundup.checking.script import LIMIT, check_script
 from groundup.checking.selftests import self_tests
+from groundup.checking.subject import from_objects
 from groundup.core import console, device, files
 from groundup.core.errors import DataError, GateError, GroundupError, ModelError, TrainError, did_you_mean
 from groundup.core.messages import say
@@ -52,7 +56,7 @@ from groundup.training.checkpoint import Checkpoints, damage, load_weights
 from groundup.training.signals import StopRequest
 from groundup.training.watch import build_watchers
 
-LONG = 120.0  # seconds of training from which on self-tests are worth their time
+SHORT, LONG = 20.0, 120.0  # seconds of training from which on probes of one step, and self-tests as well, are worth their time
 OPENED = ("transformers", "timm", "causal-lm")  # architectures whose arguments come with their weights, not from a recipe
 
 
@@ -110,7 +114,7 @@ def train(
         resume: continue what is in `out` (a run that is finished is returned as it is; with nothing there, it starts).
         extend: on resume, allow another `train.epochs` or `train.steps`.
         trust_code: run user code that comes with the model folder `init` names.
-        check: before a run of some length a language model's training is put to its self-tests, and an error stops it. See `checking.selftests`.
+        check: before a run of some length the probes of one step, and a language model's self-tests, are made; an error stops it. See `checking`.
         budget: a duration ('10min'): size, tokens and batch of a language model are chosen for it.
 
     Raises:
@@ -140,8 +144,9 @@ def train(
             run.decisions["budget"] = {"value": chosen.overrides, "reason": chosen.reason, "reason_zh": chosen.reason_zh}
         with jobs.removed_on_failure(run):
             job = jobs.build(resolved, run, resume=resume, trust_code=trust_code, train_base=lambda name: train(name).path, ranks=ranks)
-            if check and job.resumed_from is None and _is_long(job):
-                _stop_at_errors(self_tests(job))
+            if check and job.resumed_from is None and ranks.world == 1 and _seconds(job) > SHORT:
+                report = check_job(job, fast=True)
+                _stop_at_errors(report.joined(self_tests(job)) if _seconds(job) > LONG else report)
             measure_before(job)
         watch = resolved.watch
         watchers = build_watchers(
@@ -161,18 +166,56 @@ def train(
         run.close()
 
 
-def check(recipe: str | Path | Recipe | Mapping[str, Any] | None, overrides: Overrides | None = None) -> Report:
-    """`groundup check RECIPE`: everything of a training is built, put to its self-tests, and thrown away."""
+def check(
+    target: Any,
+    loss_fn: Any = None,
+    optimizer: Any = None,
+    train_loader: Any = None,
+    *,
+    overrides: Overrides | None = None,
+    names: dict[str, str] | None = None,
+    limit: float = LIMIT,
+    **others: Any,
+) -> Report:
+    """Looks for classic mistakes, and leaves everything as it was.
+
+        groundup.check(model, loss_fn, optimizer, train_loader, val_loader=val_loader)
+        groundup.check("train.py")
+        groundup.check("digits-cnn")
+
+    Args:
+        target: a model with its loss, optimizer and batches (a Lightning module brings the first two itself); a script that builds them; or a recipe.
+        names: what a script calls its model, loss_fn, ...; limit: seconds for a script.
+        others: val_loader, compute_loss, train_step, fit, evaluate, scheduler, tokenizer, lora_targets, added_token_ids.
+
+    Raises:
+        UserError: what is named is not there or cannot be built.
+    """
+    if isinstance(target, nn.Module):
+        with console.progress() as told:
+            return examine(
+                from_objects(target, loss_fn, optimizer, train_loader, **others),
+                lambda en, zh, share: told(say("check: {what}", "检查：{what}", what=say(en, zh)), share),
+            )
+    if isinstance(target, (str, Path)) and str(target).endswith(".py"):
+        return check_script(Path(target).expanduser(), names, limit)
+    return _check_recipe(target, overrides)
+
+
+def _check_recipe(recipe: str | Path | Recipe | Mapping[str, Any] | None, overrides: Overrides | None) -> Report:
+    """Everything of a training is built, put to the probes and self-tests, and thrown away."""
     with tempfile.TemporaryDirectory(prefix="groundup-check-") as folder:
         resolved, run, _ = open_run(recipe, overrides or {}, Path(folder) / "run", resume=False, extend=False)
         try:
-            return self_tests(jobs.build(resolved, run, resume=False, trust_code=False, train_base=lambda name: train(name).path))
+            job = jobs.build(resolved, run, resume=False, trust_code=False, train_base=lambda name: train(name).path)
+            return check_job(job).joined(self_tests(job))
         finally:
             run.close()
 
 
-def _is_long(job: Job) -> bool:
-    return float(job.run.decisions["step_seconds"]["value"]) * job.state.total > LONG
+def _seconds(job: Job) -> float:
+    """That the training will take, by its rehearsed step."""
+    return float(job.run.decisions["step_seconds"]["value"]) * job.state.total
 
 
 def _stop_at_errors(report: Report) -> None:
@@ -182,15 +225,15 @@ def _stop_at_errors(report: Report) -> None:
         console.line(f"{finding.severity}: {facts['location']}: {facts['message']}  {facts['fix']}", style="red")
     if report.errors:
         raise GateError(
-            "the self-tests found {n} errors: the training would be wrong",
-            "自检发现 {n} 个错误：这样训练会出错",
+            "the check found {n} errors: the training would be wrong",
+            "检查发现 {n} 个错误：这样训练会出错",
             n=len(report.errors),
             fix="repair what is named above, or train all the same with --no-check",
             fix_zh="修复上面指出的问题，或用 --no-check 强行训练",
         )
     if report.passed:
         console.line(
-            say("self-tests: {n} passed in {s:.1f} s", "自检：{n} 项通过，用时 {s:.1f} 秒", n=len(report.passed), s=report.seconds)
+            say("check: {n} probes found nothing in {s:.1f} s", "检查：{n} 项未发现问题，用时 {s:.1f} 秒", n=len(report.passed), s=report.seconds)
         )
 
 

@@ -58,6 +58,12 @@ class Report:
     def errors(self) -> list[Finding]:
         return [f for f in self.findings if f.severity == "error"]
 
+    def joined(self, other: Report) -> Report:
+        """Both reports as one."""
+        return Report(
+            self.findings + other.findings, self.passed + other.passed, self.failed + other.failed, self.seconds + other.seconds
+        )
+
     def as_json(self) -> dict[str, Any]:
         return {
             "findings": [f.as_json() for f in self.findings],
