@@ -25,7 +25,7 @@ VIEWS = frozenset(
     "view reshape flatten transpose permute squeeze unsqueeze contiguous T mT t movedim moveaxis swapaxes swapdims ravel unflatten expand view_as "
     "reshape_as chunk split unbind narrow select __getitem__ float to type double half bfloat16 clone type_as identity".split()
 )
-PROPERTIES = frozenset({"data", "T", "mT", "grad", "real"})
+PROPERTIES = frozenset({"data", "T", "mT", "real"})
 QUIET = frozenset(
     "size dim numel stride is_floating_point is_complex element_size storage_offset data_ptr __len__ __hash__ __repr__ __format__ get_device "
     "is_contiguous __dir__ register_hook is_inference _is_view untyped_storage requires_grad_ retain_grad".split()

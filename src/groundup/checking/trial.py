@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -96,6 +98,7 @@ class Trained:
     bad_step: int = -1  # the first whose loss or gradients are not finite, or that raised
     finished: bool = False
     moved: float = 0.0  # largest change of a trained tensor over its size, per step
+    unchanged: set[str] = field(default_factory=set)  # trained parameters that are what they were
     steps: int = 0
 
 
@@ -211,7 +214,6 @@ class Trial:
                 made.error = error
                 if not made.grads:
                     made.grads = _grads(s.model)
-            made.tape._busy = True
         made.warnings = silence.kept
         return made
 
@@ -249,11 +251,16 @@ class Trial:
         return rows(self.batch)
 
     # -- data ------------------------------------------------------------------------------------------------------------------
-    def scan(self, loader: Any) -> Data:
+    def scan(self, loader: Any, seed: int | None = None) -> Data:
+        """`seed`: another random state than that of the script."""
         found, begin = Data(), time.monotonic()
         if loader is None:
             return found
         with self.subject.kept(), Silence():
+            if seed is not None:
+                torch.manual_seed(seed)
+                np.random.seed(seed)
+                random.seed(seed)
             try:
                 samples = 0
                 for batch in loader:
@@ -307,6 +314,7 @@ class Trial:
             except Exception as error:
                 found.error, found.bad_step = error, len(found.losses)
             found.steps = len(found.losses)
+            found.unchanged = {n for n, p in s.model.named_parameters() if n in first and torch.equal(p.detach(), first[n])}
             sizes = {n: float(t.norm()) for n, t in first.items()}
             change = {n: float((p.detach() - first[n]).norm()) for n, p in s.model.named_parameters() if n in first}
             found.moved = max((change[n] / sizes[n] for n in change if sizes[n] > 0), default=0.0) / max(1, found.steps)
@@ -407,9 +415,11 @@ class _watched:
             try:
                 real(tensor, *args, **kwargs)
             finally:
+                made.tape._busy = True
                 made.grads = _grads(s.model)
                 if made.output is not None and made.output.requires_grad:
                     made.slope = made.output.grad
+                made.tape._busy = False
             if time.monotonic() - begin > 5:
                 raise Enough
 
@@ -417,7 +427,8 @@ class _watched:
             raise Enough
 
         Tensor.backward = backward  # type: ignore[method-assign,assignment]
-        self.handles = [o.register_step_pre_hook(stop) for o in s.optimizers]
+        # Other optimizers (of a critic, of a loss) step before: only the model's own ends it.
+        self.handles = [s.optimizer.register_step_pre_hook(stop)] if s.optimizer is not None else []
 
     def __exit__(self, *error: Any) -> None:
         Tensor.backward = self.real  # type: ignore[method-assign]

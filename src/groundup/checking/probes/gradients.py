@@ -26,6 +26,8 @@ def probe(t: Trial) -> Iterator[Finding]:
         return
     yield from _data_attribute(t, made)
     if made.error is not None:
+        if "scalar outputs" in str(made.error):
+            return
         yield from _errors(t, made)
     if any("None of the inputs have requires_grad" in w for w in made.warnings):
         op = next((o for o in made.tape.ops if not o.grad_enabled and o.module is not None), None)
@@ -124,7 +126,11 @@ def _silent(t: Trial, made: Traced, silent: list[str]) -> Iterator[Finding]:
         yield t.found("mode.no_grad_in_training", "forward", op, module=f"model.{first}", names=[f"model.{n}" for n in blind[:4]])
     if cut:
         places = [op for op in tape.ops if op.name in CUTS and any(i.requires_grad for i in op.inputs) and not op.file.startswith(TORCH)]
-        rewrapped = [op for op in tape.ops if op.name in ("tensor", "as_tensor") and op.module is not None and any(i.requires_grad for i in op.inputs)]
+        lists = any(op.name in ("item", "tolist") and op.module is not None and any(i.requires_grad for i in op.inputs) for op in tape.ops)
+        rewrapped = [
+            op for op in tape.ops
+            if op.name in ("tensor", "as_tensor") and op.module is not None and (lists and not op.inputs or any(i.requires_grad for i in op.inputs))
+        ]  # fmt: skip
         shown = [f"model.{n}" for n in cut[:4]]
         first = cut[0].rpartition(".")[0]
         if rewrapped:

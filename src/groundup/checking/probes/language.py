@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from groundup.checking.findings import Finding
+from groundup.checking.probes.numerics import ignored
 from groundup.checking.probes.shapes import _from_table, _position, _replaced
 from groundup.checking.subject import first_tensor
 from groundup.checking.tape import Op, tensors
@@ -421,6 +422,9 @@ def _padding(t: Trial, given: Tensor) -> Iterator[Finding]:
             real = by_pad
     if real is None or bool(real.all()) or not bool(real.any()):
         return
+    if (inverted := _attention_mask(t, real)) is not None:
+        yield t.found("lm.mask_inverted", t.place(inverted, "forward"), inverted, what="the padding mask", moved="-")
+        return
     before = _run(t, {})
     if before is None or not bool(before.isfinite().all()):
         return
@@ -450,10 +454,6 @@ def _padding(t: Trial, given: Tensor) -> Iterator[Finding]:
             op = next((o for o in t.evaluated[0].ops if o.name in ATTENTION), None) if t.evaluated else None
             yield t.found("lm.mask_inverted", t.place(op, "forward"), op, what="the padding mask", moved=effect)
             return
-    op = _attention_mask(t, real)
-    if op is not None:
-        yield t.found("lm.mask_inverted", t.place(op, "forward"), op, what="the padding mask", moved=effect)
-        return
     last = None if each else _reads_last(t)
     if last is not None:
         yield t.found("lm.pool_on_padding", t.place(last, "forward"), last, count=int((~real[:, -1]).sum()), rows=n)
@@ -468,8 +468,7 @@ def _attention_mask(t: Trial, real: Tensor) -> Op | None:
         if op.name == "multi_head_attention_forward":
             mask = op.kwargs.get("key_padding_mask")
             if isinstance(mask, Tensor) and mask.shape == real.shape:
-                off = mask if mask.dtype == torch.bool else mask < -1e4
-                if float((off == real).float().mean()) > 0.9:
+                if float((ignored(mask) == real).float().mean()) > 0.9:
                     return op
         if op.name == "scaled_dot_product_attention":
             mask = op.kwargs.get("attn_mask", op.args[3] if len(op.args) > 3 else None)

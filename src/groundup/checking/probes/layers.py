@@ -76,12 +76,13 @@ def initial(t: Trial) -> Iterator[Finding]:
         if p.dim() < 2 or not p.requires_grad or "lora" in name.lower():
             continue
         owner = model.get_submodule(name.rpartition(".")[0])
-        if id(owner) not in ran or isinstance(owner, nn.Embedding):
+        if id(owner) not in ran or not isinstance(owner, (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.MultiheadAttention)):
             continue
         w, g = p.detach(), made.grads.get(name)
         layer = f"model.{name.rpartition('.')[0]}" if "." in name else "model"
         if not bool(w.any()):
-            if g is not None and not bool(g.any()) or _many_zero(model):
+            # Behind an output layer of zeros, which is common, gradients are zero in the first step only.
+            if g is not None and not bool(g.any()) and name in t.trained.unchanged or _many_zero(model):
                 yield t.found("init.zeros", layer, layer=layer, name=name)
                 return
         elif w.shape[0] > 1 and bool((w == w.flatten()[0]).all()) and g is not None and _same_rows(g):
@@ -117,7 +118,8 @@ def _gains(t: Trial) -> Iterator[Finding]:
     if any(not math.isfinite(g[3]) for g in gains):
         gains = [g for g in gains if math.isfinite(g[3])]
     high = [g for g in gains if g[2] > 3.5]
-    low = [g for g in gains if g[2] < 0.12]
+    chained = not any(o.name in ("add", "add_", "layer_norm", "batch_norm", "group_norm", "rms_norm") and o.module is not None for o in made.tape.ops)
+    low = [g for g in gains if min(g[2], float(_weight(t, g[1]).std()) * _weight(t, g[1])[0].numel() ** 0.5) < (0.12 if chained else 0.03)]
     top = max(g[3] for g in gains) if gains else 0.0
     data = _rms(gains[0][1].inputs[0]) if gains else 1.0
     if len(high) >= 2 and top > 15 * max(1.0, data):
@@ -136,8 +138,10 @@ def _gains(t: Trial) -> Iterator[Finding]:
         expected, value = math.log(max(outputs, 2)), criterion.outputs[0].detach().float()
         first = float(value.mean())
         plain = criterion.kwargs.get("reduction", "mean") != "sum" and criterion.kwargs.get("weight") is None and criterion.kwargs.get("pos_weight") is None
-        if plain and math.isfinite(first) and first > 1.5 * expected + 1.0:
-            last = made.tape.origin(made.tape.source(criterion)) if made.tape.source(criterion) is not None else None
+        last = made.tape.origin(made.tape.source(criterion)) if made.tape.source(criterion) is not None else None
+        tables = {id(m.weight) for m in t.subject.model.modules() if isinstance(m, nn.Embedding)}
+        tied = last is not None and any(id(i) in tables for i in last.inputs)  # its scale is that of an embedding
+        if plain and not tied and math.isfinite(first) and first > 1.5 * expected + 1.0:
             yield t.found("init.initial_loss", t.place(last, "model"), last, first=first, expected=expected, classes=outputs)
 
 

@@ -52,11 +52,8 @@ def probe(t: Trial) -> Iterator[Finding]:
     elif op.name == "kl_div" and x.dim() > 1 and not op.kwargs.get("_", False) and not _log_probabilities(x):
         yield t.found("loss.kldiv_input_not_log", place, op, layer=layer, low=float(x.min()), high=float(x.max()))
     if op.name in BINARY | CLASSES and last is not None:
-        if last.name in ACTIVATIONS and not (op.name == "binary_cross_entropy") and last.name not in ("sigmoid", "sigmoid_", "hardsigmoid") | (
-            set() if op.name in CLASSES else {"logsigmoid"}
-        ) | (set() if op.name == "cross_entropy" else set()):  # fmt: skip
-            yield t.found("loss.activation_on_logits", layer, last, layer=layer, activation=last.name)
-        elif op.name == "cross_entropy" and last.name in ("sigmoid", "sigmoid_", "hardsigmoid"):
+        own = {"sigmoid", "sigmoid_", "hardsigmoid", "logsigmoid"} if op.name != "cross_entropy" else set()  # other findings
+        if last.name in ACTIVATIONS - own and op.name != "binary_cross_entropy":
             yield t.found("loss.activation_on_logits", layer, last, layer=layer, activation=last.name)
     if op.name in REGRESSION and y is not None:
         yield from _regression(t, op, x, y, last, place, layer)

@@ -81,14 +81,19 @@ def _masked(t: Trial, made: Traced) -> Iterator[Finding]:
     for op in made.tape.ops:
         if op.name == "multi_head_attention_forward":
             mask = op.kwargs.get("key_padding_mask")
-            if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.dim() == 2 and bool(mask.all(1).any()):
-                yield t.found("numerics.fully_masked_row", t.place(op), op, count=int(mask.all(1).sum()), rows=len(mask))
+            if isinstance(mask, Tensor) and mask.dim() == 2 and bool((off := ignored(mask)).all(1).any()):
+                yield t.found("numerics.fully_masked_row", t.place(op), op, count=int(off.all(1).sum()), rows=len(mask))
                 return
         if op.name == "scaled_dot_product_attention":
             mask = op.kwargs.get("attn_mask", op.args[3] if len(op.args) > 3 else None)
             if isinstance(mask, Tensor) and mask.dtype == torch.bool and bool((~mask.any(-1)).any()):
                 yield t.found("numerics.fully_masked_row", t.place(op), op, count=int((~mask.any(-1)).sum()), rows=mask[..., 0].numel())
                 return
+
+
+def ignored(mask: Tensor) -> Tensor:
+    """Where a padding mask of torch's attention leaves a key out: True, or minus infinity."""
+    return mask if mask.dtype == torch.bool else mask < -1e4
 
 
 def _first(t: Trial, made: Traced) -> Iterator[Finding]:

@@ -237,8 +237,8 @@ def _schedule(t: Trial, e: Events, place: str) -> Iterator[Finding]:
     top = max(rates)
     if per_batch and batches > 1:
         horizon = _horizon(scheduler)
-        dead = sum(r < 0.02 * top for r in rates) / len(rates)
-        if (horizon is not None and horizon * 2.5 <= total and (horizon <= 2 * epochs or horizon < batches)) or dead > 0.5:
+        dead = sum(r < 0.05 * top for r in rates) / len(rates)
+        if (horizon is not None and horizon * 2.5 <= total and (horizon <= 2 * epochs or horizon < batches)) or dead > 0.4:
             yield t.found("optim.scheduler_per_batch", place, what="every batch", what_zh="每个批次", calls=total, horizon=horizon or "-", epochs=epochs, last=rates[-1], top=top)
     elif not per_batch:
         horizon = getattr(scheduler, "step_size", None) or _horizon(scheduler)
