@@ -74,7 +74,7 @@ class Op:
 
     @property
     def inplace(self) -> bool:
-        return self.name in INPLACE or (self.name.endswith("_") and not self.name.endswith("__"))
+        return self.name in INPLACE or self.kwargs.get("inplace") is True or (self.name.endswith("_") and not self.name.endswith("__"))
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         return self.kwargs.get(name, self.args[position] if len(self.args) > position else default)

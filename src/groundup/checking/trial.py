@@ -21,7 +21,7 @@ from groundup.checking.subject import Enough, Subject, first_tensor, rows
 from groundup.checking.tape import Call, Op, Silence, Tape, tensors
 
 SAMPLES, SECONDS = 8192, 3.0  # of the data that are looked at
-STEPS, TRAINING = 60, 2.5  # of the short training
+STEPS, TRAINING = 120, 2.5  # of the short training
 LOSSES = {
     "cross_entropy", "nll_loss", "nll_loss_nd", "binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss", "smooth_l1_loss",
     "huber_loss", "kl_div", "poisson_nll_loss", "gaussian_nll_loss", "hinge_embedding_loss", "multi_margin_loss", "multilabel_margin_loss",

@@ -68,7 +68,7 @@ def _scale(t: Trial, x: Tensor) -> Iterator[Finding]:
     everywhere = seen.dim() != 2 or float(seen.max(0).values.median()) > 30
     if low < 0 and low > -6 and high > 30 and std > 6 and -low < 0.06 * high and everywhere:
         yield t.found("data.wrong_norm_stats", "train_loader", op, low=low, high=high, mean=mean, std=std)
-    elif std < 0.06 and abs(mean) > 0.25 and seen.dim() > 2:
+    elif std < 0.06 and abs(mean) > 0.25 and seen[0].numel() > 16:
         yield t.found("data.wrong_norm_stats", "train_loader", op, low=low, high=high, mean=mean, std=std)
     elif 0 < rms < 0.02:
         yield t.found("data.inputs_too_small", "train_loader", op, low=low, high=high, std=std)
@@ -200,7 +200,8 @@ def _repeated(t: Trial, x: Tensor | None, y: Tensor | None) -> Iterator[Finding]
     # A sampler may draw a sample several times; the data set itself is asked where it can be.
     found = keys(x if x.dim() > 1 else x[:, None])
     distinct = len(set(found))
-    if x[0].numel() > 1 and distinct <= max(1, len(found) // 64):
+    one = all(len(b) < 4 or len(set(keys(b if b.dim() > 1 else b[:, None]))) == 1 for b in t.data.x) and max(map(len, t.data.x)) >= 4
+    if x[0].numel() > 1 and (distinct <= max(1, len(found) // 64) or one):
         yield t.found("data.same_sample", "train_loader", samples=len(found), distinct=distinct)
         return
     if y is None or len(y) != len(x) or y.dim() > 2 or (y.dim() == 2 and y.shape[1] != 1) or x[0].numel() < 2:

@@ -280,7 +280,7 @@ def _sizes(t: Trial, made: Traced) -> Iterator[Finding]:
     if len(sizes) >= 4:
         first, last = sizes[0], sizes[-1]
         late = max(s for _, s in sizes[len(sizes) // 2 :])
-        if late > 0 and 0 <= first[1] < 2e-4 * late and first[1] > 0:
+        if late > 0 and 0 < first[1] < 1e-3 * late:
             saturating = next((op for op in made.tape.ops if op.name in SATURATE), None)
             if saturating is not None:
                 yield t.found("grad.vanishing", f"model.{first[0]}", layer=f"model.{first[0]}", size=first[1], last=f"model.{last[0]}", late=late,

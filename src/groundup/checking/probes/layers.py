@@ -117,12 +117,13 @@ def _gains(t: Trial) -> Iterator[Finding]:
         return
     if any(not math.isfinite(g[3]) for g in gains):
         gains = [g for g in gains if math.isfinite(g[3])]
-    high = [g for g in gains if g[2] > 3.5]
+    scales = {g[1].number: float(_weight(t, g[1]).std()) * _weight(t, g[1])[0].numel() ** 0.5 for g in gains if _weight(t, g[1]).numel() > 1}
+    high = [g for g in gains if g[2] > 2.2 and scales.get(g[1].number, 0.0) > 2.2]
     chained = not any(o.name in ("add", "add_", "layer_norm", "batch_norm", "group_norm", "rms_norm") and o.module is not None for o in made.tape.ops)
-    low = [g for g in gains if min(g[2], float(_weight(t, g[1]).std()) * _weight(t, g[1])[0].numel() ** 0.5) < (0.12 if chained else 0.03)]
+    low = [g for g in gains if min(g[2], scales.get(g[1].number, 1.0)) < (0.12 if chained else 0.03)]
     top = max(g[3] for g in gains) if gains else 0.0
     data = _rms(gains[0][1].inputs[0]) if gains else 1.0
-    if len(high) >= 2 and top > 15 * max(1.0, data):
+    if (len(high) >= 2 or any(g[2] > 5 for g in high[:1] if g is not gains[-1])) and top > 10 * max(1.0, data):
         yield t.found(
             "init.exploding", f"model.{high[0][0]}", high[0][1], layer=f"model.{high[0][0]}", gain=high[0][2], top=top,
             std=float(_weight(t, high[0][1]).std()), layers=len(high),

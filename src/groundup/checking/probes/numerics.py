@@ -144,7 +144,9 @@ def _row_all_masked(op: Op) -> int:
 def _named(t: Trial, tape: Tape, op: Op) -> Iterator[Finding]:
     x = op.inputs[0].detach() if op.inputs else None
     place = t.place(op)
-    if _halved(op) and any(bool(o.detach().isinf().any()) or bool(o.detach().isnan().any()) for o in op.outputs):
+    if _halved(op) and any(isinstance(a, (int, float)) and 65504 < abs(a) < math.inf for a in (*op.args, *op.kwargs.values())):
+        yield t.found("numerics.fp16_mask_value", place, op, what=op.name, value=_value(op))
+    elif _halved(op) and any(bool(o.detach().isinf().any()) or bool(o.detach().isnan().any()) for o in op.outputs):
         largest = max((float(i.detach().float().abs().max()) for i in op.inputs if i.numel()), default=math.nan)
         yield t.found("numerics.fp16_overflow", place, op, what=op.name, largest=largest)
     elif op.name in LOGS and x is not None:

@@ -73,7 +73,7 @@ def _groups(t: Trial) -> Iterator[Finding]:
                 if decay != 0.01 and any(id(p) in norm for p in group["params"]):
                     which = [names.get(id(p), "?") for p in group["params"] if id(p) in norm or id(p) in biases]
                     yield t.found("optim.weight_decay_on_norm", "optimizer", names=which[:4], count=len(which), decay=decay)
-                if decoupled and rate * decay > 4e-3 or not decoupled and _overwhelms(t, group, decay):
+                if decoupled and rate * decay > 4e-3 or not decoupled and _overwhelms(t, group, decay) or decay >= 0.05 and _better_without(t):
                     yield t.found("optim.weight_decay_too_large", "optimizer", decay=decay, lr=rate)
 
 
@@ -85,6 +85,14 @@ def _overwhelms(t: Trial, group: dict[str, Any], decay: float) -> bool:
         if p.dim() > 1 and g is not None:
             ratios.append(float((decay * p.detach()).norm()) / max(float(g.norm()), 1e-12))
     return bool(ratios) and sorted(ratios)[len(ratios) // 2] > 2.5 and decay >= 0.03
+
+
+def _better_without(t: Trial) -> bool:
+    """Whether the same short training comes much lower without weight decay, and hardly falls with it."""
+    if t.step.error is not None or t.trained.error is not None or t.trained.bad_step >= 0 or t.trained.steps < 8 or t.left < 3:
+        return False
+    free = t.train(decay=False, steps=t.trained.steps, seconds=1.5)
+    return free.error is None and free.bad_step < 0 and _end(free) < 0.6 * free.losses[0] and _end(t.trained) > 0.85 * t.trained.losses[0]
 
 
 # -- the loop --------------------------------------------------------------------------------------------------------------------
@@ -154,16 +162,21 @@ def _accumulated(t: Trial, e: Events, place: str) -> Iterator[Finding]:
 
 def _divides(tree: ast.AST) -> bool:
     """A loss or gradient that is divided in this function."""
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
+    backward = [c.func.value for c in calls if isinstance(c.func, ast.Attribute) and c.func.attr == "backward"]
+    names = {ast.unparse(v) for v in backward}
+
+    def scaled(node: ast.AST) -> bool:
+        return any(isinstance(n, ast.BinOp) and isinstance(n.op, (ast.Div, ast.Mult)) for n in ast.walk(node))
+
+    if any(scaled(v) for v in backward):
+        return True
     for node in ast.walk(tree):
-        if isinstance(node, (ast.BinOp, ast.AugAssign)) and isinstance(node.op, (ast.Div, ast.Mult)):
-            text = ast.unparse(node).lower()
-            if "loss" in text or ".grad" in text or "scale" in text:
-                target = ast.unparse(node.value if isinstance(node, ast.AugAssign) else node.right)
-                if "len(" not in target or "loader" not in target:
-                    return True
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("div_", "mul_", "div", "mul"):
+        if isinstance(node, ast.Assign) and any(ast.unparse(t) in names for t in node.targets) and scaled(node.value):
             return True
-    return False
+        if isinstance(node, ast.AugAssign) and isinstance(node.op, (ast.Div, ast.Mult)) and (ast.unparse(node.target) in names or ".grad" in ast.unparse(node.target)):
+            return True
+    return any(isinstance(c.func, ast.Attribute) and c.func.attr in ("div_", "mul_") and ".grad" in ast.unparse(c.func.value) for c in calls)
 
 
 def _sums_losses(s: Subject) -> int | None:
