@@ -494,15 +494,30 @@ def _name(assignment: str) -> tuple[str, str]:
 
     key, equals, value = assignment.partition("=")
     if not equals:
-        raise UserError("--name {given}: a name and what the script calls it", "--name {given}：应为 名称=脚本中的名字", given=assignment, fix="--name loss_fn=criterion")
+        raise UserError(
+            "--name {given}: a name and what the script calls it",
+            "--name {given}：应为 名称=脚本中的名字",
+            given=assignment,
+            fix="--name loss_fn=criterion",
+        )
     return key, value
 
 
-@app.command(help=_help("The long explanation of a finding of check, or of a cause that the doctor names.", "check 的发现或 doctor 所指原因的详细说明。"))
+@app.command(
+    help=_help(
+        "The long explanation of a finding of check, or of a cause that the doctor names.", "check 的发现或 doctor 所指原因的详细说明。"
+    )
+)
 def explain(
     finding: Annotated[
         str,
-        typer.Argument(metavar="ID", help=_help("As loss.softmax_before_ce, or a cause of `groundup env doctor`.", "例如 loss.softmax_before_ce，或 `groundup env doctor` 的原因。")),
+        typer.Argument(
+            metavar="ID",
+            help=_help(
+                "As loss.softmax_before_ce, or a cause of `groundup env doctor`.",
+                "例如 loss.softmax_before_ce，或 `groundup env doctor` 的原因。",
+            ),
+        ),
     ],
     json: Json = False,
     lang: Lang = None,

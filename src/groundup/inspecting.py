@@ -340,13 +340,17 @@ def print_findings(report: Any) -> None:
     for finding in report.findings:
         facts = finding.as_json()
         console.line(
-            f"{MARKS[finding.severity]} {facts['finding_id']}  {facts['location']}" + (f"  ({source})" if (source := finding.evidence.get("source")) else ""),
+            f"{MARKS[finding.severity]} {facts['finding_id']}  {facts['location']}"
+            + (f"  ({source})" if (source := finding.evidence.get("source")) else ""),
             style={"error": "red", "warning": "yellow"}.get(finding.severity, "dim"),
         )
         console.line(f"    {facts['message']}")
         console.line(f"    {say('→', '→')} {facts['fix']}", style="bold")
     if report.findings:
-        console.line(say("more about one of them: groundup explain {id}", "详细说明：groundup explain {id}", id=report.findings[0].finding_id), style="dim")
+        console.line(
+            say("more about one of them: groundup explain {id}", "详细说明：groundup explain {id}", id=report.findings[0].finding_id),
+            style="dim",
+        )
     console.line(say("{s:.1f} s", "{s:.1f} 秒", s=report.seconds), style="dim")
 
 

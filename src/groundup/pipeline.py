@@ -233,7 +233,12 @@ def _stop_at_errors(report: Report) -> None:
         )
     if report.passed:
         console.line(
-            say("check: {n} probes found nothing in {s:.1f} s", "检查：{n} 项未发现问题，用时 {s:.1f} 秒", n=len(report.passed), s=report.seconds)
+            say(
+                "check: {n} probes found nothing in {s:.1f} s",
+                "检查：{n} 项未发现问题，用时 {s:.1f} 秒",
+                n=len(report.passed),
+                s=report.seconds,
+            )
         )
 
 

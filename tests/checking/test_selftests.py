@@ -132,9 +132,10 @@ def test_the_command_and_what_stops_a_run(base, tmp_path, capsys, monkeypatch):
     model, data = base
     assert main(["check", str(model), "--data", data, "--method", "lora", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["findings"] == [] and len(facts["passed"]) == 7 and facts["seconds"] < 60
+    assert facts["findings"] == [] and len(facts["passed"]) > 20 and facts["seconds"] < 60
     assert main(["check", str(model), "--data", data, "--method", "full", "--lang", "zh"]) == 0
     assert "词表覆盖所有词元编号" in capsys.readouterr().out
+    monkeypatch.setattr(pipeline, "SHORT", 0.0)
     monkeypatch.setattr(pipeline, "LONG", 0.0)
     real = Batches.index
     settings = {"train.steps": 2, "optim.lr": 1e30, "evaluate.answers": 0, "evaluate.general": "none", "watch.report": False}

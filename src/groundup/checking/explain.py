@@ -35,7 +35,9 @@ def explain(name: str) -> dict[str, Any]:
             "fix": _open("\n".join(fixes)), "wrong": "", "right": "", "source": "groundup env doctor",
         }  # fmt: skip
     hint, hint_zh = did_you_mean(name, [*CATALOGUE, *causes])
-    raise UserError("there is no finding '{name}'." + hint, "没有名为 '{name}' 的发现。" + hint_zh, name=name, fix="groundup check train.py")
+    raise UserError(
+        "there is no finding '{name}'." + hint, "没有名为 '{name}' 的发现。" + hint_zh, name=name, fix="groundup check train.py"
+    )
 
 
 def _open(template: str) -> str:

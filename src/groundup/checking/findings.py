@@ -60,9 +60,7 @@ class Report:
 
     def joined(self, other: Report) -> Report:
         """Both reports as one."""
-        return Report(
-            self.findings + other.findings, self.passed + other.passed, self.failed + other.failed, self.seconds + other.seconds
-        )
+        return Report(self.findings + other.findings, self.passed + other.passed, self.failed + other.failed, self.seconds + other.seconds)
 
     def as_json(self) -> dict[str, Any]:
         return {

@@ -49,6 +49,7 @@ def check_job(job: Job, *, fast: bool = False) -> Report:
     subject.light = fast
     job.plan.stage(0, job.state.total).enter(job.state.model)
     with console.progress() as told:
+
         def tell(en: str, zh: str, share: float) -> None:
             told(say("check: {what}", "检查：{what}", what=say(en, zh)), share)
 

@@ -35,7 +35,9 @@ def check_script(path: Path, names: dict[str, str] | None = None, limit: float =
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     with console.progress() as told:
         told(say("check: running {name}", "检查：正在运行 {name}", name=path.name), 0.0)
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True, encoding="utf-8", errors="replace")
+        child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True, encoding="utf-8", errors="replace"
+        )
         late = threading.Event()
 
         def stop() -> None:
@@ -87,7 +89,10 @@ def check_script(path: Path, names: dict[str, str] | None = None, limit: float =
 
 def _report(row: dict[str, Any]) -> Report:
     findings = [
-        Finding(f["finding_id"], f["severity"], f["location"], (f["message"][0], f["message"][1]), (f["fix"][0], f["fix"][1]), f["evidence"]) for f in row["findings"]
+        Finding(
+            f["finding_id"], f["severity"], f["location"], (f["message"][0], f["message"][1]), (f["fix"][0], f["fix"][1]), f["evidence"]
+        )
+        for f in row["findings"]
     ]
     return Report(findings, [(a, b) for a, b in row["passed"]], [(a, b) for a, b in row["failed"]], row["seconds"])
 

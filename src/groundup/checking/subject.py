@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -187,8 +187,8 @@ class Subject:
             for schedule, state in plans:
                 schedule.load_state_dict(state)
             self.namespace.update(names)
-            for generator, state in generators:
-                generator.set_state(state)
+            for generator, told in generators:
+                generator.set_state(told)
             torch.set_rng_state(rng[0])
             np.random.set_state(rng[1])
             random.setstate(rng[2])
@@ -243,7 +243,7 @@ def from_script(path: Path, names: dict[str, str]) -> Subject:
             if candidate in space:
                 found[name] = space[candidate]
                 break
-    if "model" in names and names["model"] not in space or "model" not in found:
+    if ("model" in names and names["model"] not in space) or "model" not in found:
         wanted = names.get("model", "model")
         raise UserError(
             "{path} has no '{name}' at its top level", "{path} 的顶层没有 '{name}'", path=path.name, name=wanted,
@@ -260,7 +260,7 @@ def from_objects(model: Any, loss_fn: Any = None, optimizer: Any = None, train_l
     if hasattr(model, "training_step") and hasattr(model, "configure_optimizers"):
         others.setdefault("compute_loss", _lightning_loss)
         if optimizer is None:
-            made = model.configure_optimizers()
+            made: Any = cast(Any, model).configure_optimizers()
             made = made.get("optimizer") if isinstance(made, dict) else made
             while isinstance(made, (list, tuple)) and made:
                 made = made[0]

@@ -22,13 +22,70 @@ HERE = str(Path(__file__).parent)
 TORCH = str(Path(torch.__file__).parent)
 # Operations that hand values on as they are, in another shape or type.
 VIEWS = frozenset(
-    "view reshape flatten transpose permute squeeze unsqueeze contiguous T mT t movedim moveaxis swapaxes swapdims ravel unflatten expand view_as "
-    "reshape_as chunk split unbind narrow select __getitem__ float to type double half bfloat16 clone type_as identity".split()
+    [
+        "view",
+        "reshape",
+        "flatten",
+        "transpose",
+        "permute",
+        "squeeze",
+        "unsqueeze",
+        "contiguous",
+        "T",
+        "mT",
+        "t",
+        "movedim",
+        "moveaxis",
+        "swapaxes",
+        "swapdims",
+        "ravel",
+        "unflatten",
+        "expand",
+        "view_as",
+        "reshape_as",
+        "chunk",
+        "split",
+        "unbind",
+        "narrow",
+        "select",
+        "__getitem__",
+        "float",
+        "to",
+        "type",
+        "double",
+        "half",
+        "bfloat16",
+        "clone",
+        "type_as",
+        "identity",
+    ]
 )
 PROPERTIES = frozenset({"data", "T", "mT", "real"})
 QUIET = frozenset(
-    "size dim numel stride is_floating_point is_complex element_size storage_offset data_ptr __len__ __hash__ __repr__ __format__ get_device "
-    "is_contiguous __dir__ register_hook is_inference _is_view untyped_storage requires_grad_ retain_grad".split()
+    [
+        "size",
+        "dim",
+        "numel",
+        "stride",
+        "is_floating_point",
+        "is_complex",
+        "element_size",
+        "storage_offset",
+        "data_ptr",
+        "__len__",
+        "__hash__",
+        "__repr__",
+        "__format__",
+        "get_device",
+        "is_contiguous",
+        "__dir__",
+        "register_hook",
+        "is_inference",
+        "_is_view",
+        "untyped_storage",
+        "requires_grad_",
+        "retain_grad",
+    ]
 )
 ALIASES = {
     "__add__": "add", "__radd__": "add", "__iadd__": "add_", "__sub__": "sub", "__rsub__": "sub", "__isub__": "sub_", "__mul__": "mul",

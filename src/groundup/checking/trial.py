@@ -8,15 +8,15 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from groundup.checking.findings import Finding
 from groundup.checking.catalogue import CATALOGUE
+from groundup.checking.findings import Finding
 from groundup.checking.subject import Enough, Subject, first_tensor, rows
 from groundup.checking.tape import Call, Op, Silence, Tape, tensors
 
@@ -146,7 +146,7 @@ class Trial:
             finding_id,
             entry["severity"],
             location,
-            (_filled(entry["says"][0], shown) + " " + entry["why"][0], _filled(entry["says"][1], shown) + entry["why"][1]),
+            (_filled(entry["says"][0] + " " + entry["why"][0], shown), _filled(entry["says"][1] + entry["why"][1], shown)),
             (_filled(entry["fix"][0], shown), _filled(entry["fix"][1], shown)),
             evidence,
         )
@@ -288,7 +288,7 @@ class Trial:
         return self.scan(self.subject.val_loader)
 
     # -- training --------------------------------------------------------------------------------------------------------------
-    def train(self, *, rate: float = 1.0, steps: int = STEPS, seconds: float = TRAINING, decay: bool = True) -> Trained:
+    def train(self, *, rate: float = 1.0, steps: int | None = None, seconds: float = TRAINING, decay: bool = True) -> Trained:
         """A short training by the user's own step; everything is put back. `rate`: times the learning rate."""
         s, found = self.subject, Trained()
         begin = time.monotonic()
@@ -300,7 +300,7 @@ class Trial:
                         group["weight_decay"] = 0.0
             first = {n: p.detach().clone() for n, p in s.model.named_parameters() if p.requires_grad}
             try:
-                for batch in itertools.islice(itertools.chain.from_iterable(itertools.repeat(_Batches(s.train_loader))), steps):
+                for batch in itertools.islice(itertools.chain.from_iterable(itertools.repeat(_Batches(s.train_loader))), steps or STEPS):
                     value = s.step(batch)
                     loss = float(value.detach().float().mean()) if isinstance(value, Tensor) else float(value)
                     found.losses.append(loss)
@@ -486,7 +486,7 @@ class _Recorded:
                 return _real(*args, **kwargs)
 
             for owner in (nn.utils, nn.utils.clip_grad):
-                self.undo.append(lambda o=owner, n=name, f=getattr(owner, name): setattr(o, n, f))  # type: ignore[misc]
+                self.undo.append(partial(setattr, owner, name, getattr(owner, name)))
                 setattr(owner, name, clip)
             for key, value in list(s.namespace.items()):
                 if value is function:

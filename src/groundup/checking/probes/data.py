@@ -52,7 +52,14 @@ def _scale(t: Trial, x: Tensor) -> Iterator[Finding]:
     made = t.step
     seen = x.float()
     op = next((o for o in made.tape.ops if o.name in FIRST and o.module is not None and o.inputs), None)
-    norm = next((o for o in made.tape.ops if o.module is not None and o.name in ("batch_norm", "layer_norm", "group_norm", "instance_norm") and o.inputs), None)
+    norm = next(
+        (
+            o
+            for o in made.tape.ops
+            if o.module is not None and o.name in ("batch_norm", "layer_norm", "group_norm", "instance_norm") and o.inputs
+        ),
+        None,
+    )
     if norm is not None and (op is None or norm.number < op.number):
         return
     raw = t.batch
@@ -66,9 +73,9 @@ def _scale(t: Trial, x: Tensor) -> Iterator[Finding]:
     low, high, mean, std = float(seen.min()), float(seen.max()), float(seen.mean()), float(seen.std()) if seen.numel() > 1 else 0.0
     rms = (mean * mean + std * std) ** 0.5
     everywhere = seen.dim() != 2 or float(seen.max(0).values.median()) > 30
-    if low < 0 and low > -6 and high > 30 and std > 6 and -low < 0.06 * high and everywhere:
-        yield t.found("data.wrong_norm_stats", "train_loader", op, low=low, high=high, mean=mean, std=std)
-    elif std < 0.06 and abs(mean) > 0.25 and seen[0].numel() > 16:
+    if (low < 0 and low > -6 and high > 30 and std > 6 and -low < 0.06 * high and everywhere) or (
+        std < 0.06 and abs(mean) > 0.25 and seen[0].numel() > 16
+    ):
         yield t.found("data.wrong_norm_stats", "train_loader", op, low=low, high=high, mean=mean, std=std)
     elif 0 < rms < 0.02:
         yield t.found("data.inputs_too_small", "train_loader", op, low=low, high=high, std=std)
@@ -80,7 +87,18 @@ def _scale(t: Trial, x: Tensor) -> Iterator[Finding]:
             yield t.found("data.unnormalised_inputs", "train_loader", op, what=f"column {column}", what_zh=f"第 {column} 列", low=float(seen[:, column].min()),
                           high=float(seen[:, column].max()), mean=float(means[column]), std=float(stds[column]), columns=off.nonzero().flatten().tolist())  # fmt: skip
     elif abs(mean) > 8 or std > 8:
-        yield t.found("data.unnormalised_inputs", "train_loader", op, what="the inputs", what_zh="输入", low=low, high=high, mean=mean, std=std, columns=[])
+        yield t.found(
+            "data.unnormalised_inputs",
+            "train_loader",
+            op,
+            what="the inputs",
+            what_zh="输入",
+            low=low,
+            high=high,
+            mean=mean,
+            std=std,
+            columns=[],
+        )
 
 
 def _columns(t: Trial, x: Tensor, y: Tensor | None) -> Iterator[Finding]:
@@ -122,7 +140,7 @@ def _labels(t: Trial) -> list[Tensor] | None:
         if flat.dim() != 1:
             return None
         if flat.is_floating_point():
-            if op is None or op.name not in BINARY and not (op.name in CLASSES):
+            if op is None or (op.name not in BINARY and op.name not in CLASSES):
                 return None
             if not bool(flat.isfinite().all()) or not bool((flat == flat.round()).all()):
                 return None
@@ -150,9 +168,9 @@ def _order(t: Trial) -> Iterator[Finding]:
 
 def _balance(t: Trial) -> Iterator[Finding]:
     batches, op = _labels(t), t.step.criterion
-    if batches is None or op is not None and (
+    if batches is None or (op is not None and (
         isinstance(op.argument(2, "weight"), Tensor) or isinstance(op.kwargs.get("pos_weight"), Tensor) or op.kwargs.get("reduction") == "none"
-    ):  # fmt: skip
+    )):  # fmt: skip
         return
     if t.subject.compute_loss is not None and op is None:
         return
@@ -181,7 +199,9 @@ def _targets(t: Trial) -> Iterator[Finding]:
         return
     rms = float(y.square().mean().sqrt())
     if rms > 50 or 0 < rms < 5e-3 or float(y.std()) > 30:
-        yield t.found("data.unscaled_targets", "train_loader", op, low=float(y.min()), high=float(y.max()), mean=float(y.mean()), std=float(y.std()))
+        yield t.found(
+            "data.unscaled_targets", "train_loader", op, low=float(y.min()), high=float(y.max()), mean=float(y.mean()), std=float(y.std())
+        )
 
 
 # -- duplicates ------------------------------------------------------------------------------------------------------------------
@@ -207,7 +227,7 @@ def _repeated(t: Trial, x: Tensor | None, y: Tensor | None) -> Iterator[Finding]
     if y is None or len(y) != len(x) or y.dim() > 2 or (y.dim() == 2 and y.shape[1] != 1) or x[0].numel() < 2:
         return
     op = t.step.criterion
-    if op is not None and op.name in REGRESSION or y.is_floating_point() and not bool((y == y.round()).all()):
+    if (op is not None and op.name in REGRESSION) or (y.is_floating_point() and not bool((y == y.round()).all())):
         return
     groups: dict[bytes, set[float]] = {}
     for key, label in zip(found, y.flatten().tolist()):
@@ -277,7 +297,7 @@ def _grouped(points: Tensor, classes: int) -> bool:
     """Whether the inputs fall into clear groups: as many means as classes explain far more than they would of a cloud of the same covariance."""
     generator = torch.Generator().manual_seed(0)
     centred = points - points.mean(0)
-    _, s, v = torch.linalg.svd(centred, full_matrices=False)
+    v = torch.linalg.svd(centred, full_matrices=False).Vh
     keep = min(10, v.shape[0])
     flat = centred @ v[:keep].T
     cloud = torch.randn(flat.shape, generator=generator) * flat.std(0)
@@ -313,7 +333,7 @@ def both(t: Trial) -> Iterator[Finding]:
     indices = _indices(s.train_loader) & _indices(s.val_loader) if _same_dataset(s.train_loader, s.val_loader) else set()
     discrete = not d.x[0].is_floating_point()
     repeats = 1 - len(counts) / max(1, len(a))
-    if indices or shared and (shared >= max(2, 0.01 * len(b)) and (not discrete or shared > 0.05 * len(b) and repeats < 0.05)):
+    if indices or (shared and (shared >= max(2, 0.01 * len(b)) and (not discrete or (shared > 0.05 * len(b) and repeats < 0.05)))):
         yield t.found("data.train_val_overlap", "val_loader", count=max(shared, len(indices)), total=len(b))
     if train is not None and held is not None and train.is_floating_point() and held.is_floating_point() and len(held) >= 16:
         yield from _statistics(t, train.float(), held.float())
@@ -357,12 +377,19 @@ def _statistics(t: Trial, train: Tensor, held: Tensor) -> Iterator[Finding]:
 def workers(t: Trial) -> Iterator[Finding]:
     """Each worker is asked for the same sample: random augmentation that gives the same in all of them has one random state."""
     loader = t.subject.train_loader
-    if not isinstance(loader, DataLoader) or loader.num_workers < 2 or isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "__getitem__"):
+    if (
+        not isinstance(loader, DataLoader)
+        or loader.num_workers < 2
+        or isinstance(loader.dataset, IterableDataset)
+        or not hasattr(loader.dataset, "__getitem__")
+    ):
         return
     dataset = loader.dataset
     kind = type(dataset)
     same = copy.copy(dataset)
-    one = type(kind.__name__, (kind,), {"__getitem__": lambda self, i: kind.__getitem__(self, 0), "__len__": lambda self: 8 * loader.num_workers})
+    one = type(
+        kind.__name__, (kind,), {"__getitem__": lambda self, i: kind.__getitem__(self, 0), "__len__": lambda self: 8 * loader.num_workers}
+    )
     try:
         same.__class__ = one
     except TypeError:

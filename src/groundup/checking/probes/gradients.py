@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
 from groundup.checking.findings import Finding
@@ -13,7 +12,24 @@ from groundup.checking.tape import TORCH, Op, Tape
 from groundup.checking.trial import Traced, Trial
 
 CUTS = {"detach", "detach_", "numpy", "item", "tolist", "data"}
-HARD = {"argmax", "argmin", "eq", "ne", "gt", "lt", "ge", "le", "bool", "long", "int", "argsort", "multinomial", "bernoulli", "one_hot", "isclose"}
+HARD = {
+    "argmax",
+    "argmin",
+    "eq",
+    "ne",
+    "gt",
+    "lt",
+    "ge",
+    "le",
+    "bool",
+    "long",
+    "int",
+    "argsort",
+    "multinomial",
+    "bernoulli",
+    "one_hot",
+    "isclose",
+}
 FLAT = {"round", "sign", "floor", "ceil", "trunc", "heaviside", "sgn", "fix", "round_", "sign_", "floor_divide", "div"}
 SATURATE = {"sigmoid", "tanh", "sigmoid_", "tanh_", "hardtanh", "hardsigmoid", "softsign", "rnn_tanh"}
 
@@ -75,22 +91,37 @@ def _cut_off(t: Trial, made: Traced, loss: Tensor) -> Iterator[Finding]:
             else:
                 yield t.found("grad.non_differentiable", t.place(op), op, what=op.name)
             return
-    numbers = [op for op in tape.ops if op.name in ("item", "tolist", "numpy", "__float__", "detach", "data") and any(i.requires_grad for i in op.inputs)]
+    numbers = [
+        op
+        for op in tape.ops
+        if op.name in ("item", "tolist", "numpy", "__float__", "detach", "data") and any(i.requires_grad for i in op.inputs)
+    ]
     if outside and (last is None or any(o.number in ancestors for o in outside)):
         yield t.found("grad.graph_rewrapped", t.place(outside[-1], t.outside()), outside[-1])
     elif blind := next((c for c in tape.calls if not c.grad_enabled and any(p.requires_grad for p in c.module.parameters())), None):
-        op = next((o for o in tape.ops[blind.at :]), None)
-        yield t.found("mode.no_grad_in_training", t.outside() if blind.path == "" else "forward", op, module=f"model.{blind.path}" if blind.path else "model", names=[])
+        yield t.found(
+            "mode.no_grad_in_training",
+            t.outside() if blind.path == "" else "forward",
+            next(iter(tape.ops[blind.at :]), None),
+            module=f"model.{blind.path}" if blind.path else "model",
+            names=[],
+        )
     elif numbers:
         yield from _cut(t, made, numbers[-1])
     else:
-        op = last
-        yield t.found("grad.detached", t.outside(op), op, what="the loss", cut=op.name if op is not None else "?", names=[])
+        yield t.found("grad.detached", t.outside(last), last, what="the loss", cut=last.name if last is not None else "?", names=[])
 
 
 def _cut(t: Trial, made: Traced, op: Op) -> Iterator[Finding]:
     names = [f"model.{n}" for n, p in t.subject.model.named_parameters() if p.requires_grad and n not in made.grads]
-    yield t.found("grad.detached", t.place(op), op, what=op.module or "model", cut=f".{op.name}" if op.name == "data" else f"{op.name}()", names=names[:4])
+    yield t.found(
+        "grad.detached",
+        t.place(op),
+        op,
+        what=op.module or "model",
+        cut=f".{op.name}" if op.name == "data" else f"{op.name}()",
+        names=names[:4],
+    )
 
 
 def _flat(made: Traced) -> Op | None:
@@ -129,7 +160,7 @@ def _silent(t: Trial, made: Traced, silent: list[str]) -> Iterator[Finding]:
         lists = any(op.name in ("item", "tolist") and op.module is not None and any(i.requires_grad for i in op.inputs) for op in tape.ops)
         rewrapped = [
             op for op in tape.ops
-            if op.name in ("tensor", "as_tensor") and op.module is not None and (lists and not op.inputs or any(i.requires_grad for i in op.inputs))
+            if op.name in ("tensor", "as_tensor") and op.module is not None and ((lists and not op.inputs) or any(i.requires_grad for i in op.inputs))
         ]  # fmt: skip
         shown = [f"model.{n}" for n in cut[:4]]
         first = cut[0].rpartition(".")[0]
@@ -137,8 +168,19 @@ def _silent(t: Trial, made: Traced, silent: list[str]) -> Iterator[Finding]:
             yield t.found("grad.graph_rewrapped", t.place(rewrapped[0]), rewrapped[0])
         elif places:
             op = places[-1]
-            yield t.found("grad.detached", f"model.{first}", op, what=f"model.{first}", cut=f".{op.name}" if op.name == "data" else f"{op.name}()", names=shown)
-        elif (hard := next((op for op in tape.ops if op.name in HARD and op.module is not None and any(i.requires_grad for i in op.inputs)), None)) is not None:
+            yield t.found(
+                "grad.detached",
+                f"model.{first}",
+                op,
+                what=f"model.{first}",
+                cut=f".{op.name}" if op.name == "data" else f"{op.name}()",
+                names=shown,
+            )
+        elif (
+            hard := next(
+                (op for op in tape.ops if op.name in HARD and op.module is not None and any(i.requires_grad for i in op.inputs)), None
+            )
+        ) is not None:
             yield t.found("grad.non_differentiable", t.place(hard), hard, what=hard.name)
         else:
             unused += cut
@@ -172,7 +214,13 @@ def _used_later(t: Trial, names: list[str]) -> bool:
 
 def _data_attribute(t: Trial, made: Traced) -> Iterator[Finding]:
     for op in made.tape.ops:
-        if op.name in ("data", "data.set") and op.inputs and op.inputs[0].requires_grad and op.inputs[0].grad_fn is not None and not op.file.startswith(TORCH):
+        if (
+            op.name in ("data", "data.set")
+            and op.inputs
+            and op.inputs[0].requires_grad
+            and op.inputs[0].grad_fn is not None
+            and not op.file.startswith(TORCH)
+        ):
             users = made.tape.users(op)
             if op.name == "data.set" or any(u.inplace or u.outputs for u in users):
                 yield t.found("grad.data_attribute", t.place(op), op)
@@ -187,14 +235,33 @@ def _errors(t: Trial, made: Traced) -> Iterator[Finding]:
             inplace = [made.tape.failed]
         carried = [op for op in inplace if any(i.requires_grad for i in op.inputs)] or inplace
         op = _spoils(made, carried) or (carried[-1] if carried else None)
-        yield t.found("grad.inplace_error", t.place(op), op, what=op.name if op is not None else "?", line=op.line if op is not None else "?")
+        yield t.found(
+            "grad.inplace_error", t.place(op), op, what=op.name if op is not None else "?", line=op.line if op is not None else "?"
+        )
     elif "second time" in text:
         yield t.found("grad.graph_reused", t.outside())
 
 
 def _spoils(made: Traced, inplace: list[Op]) -> Op | None:
     """The in-place operation on what an activation or product before it keeps for its gradient."""
-    keeps = {"sigmoid", "tanh", "relu", "exp", "softmax", "sqrt", "log_softmax", "mul", "div", "matmul", "linear", "pow", "silu", "gelu", "elu", "norm"}
+    keeps = {
+        "sigmoid",
+        "tanh",
+        "relu",
+        "exp",
+        "softmax",
+        "sqrt",
+        "log_softmax",
+        "mul",
+        "div",
+        "matmul",
+        "linear",
+        "pow",
+        "silu",
+        "gelu",
+        "elu",
+        "norm",
+    }
     for op in inplace:
         source = made.tape.source(op)
         if source is not None and source.name in keeps:
@@ -291,7 +358,12 @@ def _growth(made: Traced) -> float:
     """How much larger a recurrent state is at the end of the sequence than at its beginning."""
     most = 1.0
     for call in made.tape.calls:
-        if isinstance(call.module, nn.RNNBase) and isinstance(call.output, tuple) and isinstance(call.output[0], Tensor) and call.output[0].dim() == 3:
+        if (
+            isinstance(call.module, nn.RNNBase)
+            and isinstance(call.output, tuple)
+            and isinstance(call.output[0], Tensor)
+            and call.output[0].dim() == 3
+        ):
             out = call.output[0].detach().float()
             time = out if not call.module.batch_first else out.transpose(0, 1)
             if len(time) >= 8:
@@ -300,7 +372,12 @@ def _growth(made: Traced) -> float:
                 most = max(most, last / max(first, 1e-12) if math.isfinite(last) else float("inf"))
     runs: dict[int, list[Tensor]] = {}
     for call in made.tape.calls:
-        if isinstance(call.output, Tensor) and call.output.is_floating_point() and not list(call.module.children()) and any(True for _ in call.module.parameters()):
+        if (
+            isinstance(call.output, Tensor)
+            and call.output.is_floating_point()
+            and not list(call.module.children())
+            and any(True for _ in call.module.parameters())
+        ):
             runs.setdefault(id(call.module), []).append(call.output.detach())
     for outputs in runs.values():
         if len(outputs) >= 8:

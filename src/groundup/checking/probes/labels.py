@@ -51,7 +51,7 @@ def _classes(t: Trial, op: Op) -> Iterator[Finding]:
     outputs = classes_of(op)
     if target.is_floating_point() or outputs < 2:
         return
-    ignored = int(op.argument(4 if op.name == "cross_entropy" else 4, "ignore_index", -100))
+    ignored = int(op.argument(4, "ignore_index", -100))
     y = _everything(t, op)
     if y is None or not y.numel():
         return
@@ -68,7 +68,9 @@ def _classes(t: Trial, op: Op) -> Iterator[Finding]:
     elif low >= 1 and high == outputs and len(outside) == 1:
         yield t.found("label.one_based", "train_loader", op, low=low, high=high, outputs=outputs)
     elif len(outside):
-        yield t.found("label.out_of_range", "train_loader", op, low=low, high=high, outputs=outputs, top=outputs - 1, values=real[:8].tolist())
+        yield t.found(
+            "label.out_of_range", "train_loader", op, low=low, high=high, outputs=outputs, top=outputs - 1, values=real[:8].tolist()
+        )
     elif 0 <= ignored < outputs and ignored in found and not _is_padding(t, op, ignored):
         share = float((y == ignored).float().mean())
         yield t.found("label.ignore_index_drops_class", place, op, ignored=ignored, share=100 * share)
@@ -116,7 +118,9 @@ def _missing(t: Trial, op: Op, real: set[int], outputs: int, y: Tensor) -> Itera
         return  # too few samples to tell
     known = max(real) + 1
     if absent and outputs >= 2 * known and outputs - known >= 3:
-        yield t.found("label.unused_outputs", t.place(t.step.tape.origin(t.step.tape.source(op)), "model"), op, outputs=outputs, classes=len(real))
+        yield t.found(
+            "label.unused_outputs", t.place(t.step.tape.origin(t.step.tape.source(op)), "model"), op, outputs=outputs, classes=len(real)
+        )
     elif absent:
         yield t.found("label.missing_class", "train_loader", op, classes=absent, outputs=outputs)
 

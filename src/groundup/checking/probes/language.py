@@ -46,7 +46,9 @@ def sequences(t: Trial) -> Positions | None:
     n, steps = ids.shape
     if logits.shape[0] != n:
         return None
-    if logits.shape[1] != steps and logits.shape[2] == steps or logits.shape[1] == logits.shape[2] == steps and op.shapes[0] == tuple(logits.shape):
+    if (logits.shape[1] != steps and logits.shape[2] == steps) or (
+        logits.shape[1] == logits.shape[2] == steps and op.shapes[0] == tuple(logits.shape)
+    ):
         slope = slope.transpose(1, 2)
     if slope.shape[1] != steps or slope.shape[-1] not in op.shapes[0]:
         return None
@@ -110,7 +112,12 @@ def probe(t: Trial) -> Iterator[Finding]:
     kind = _offset(p)
     causal = kind in (0, 1, 2) and p.vocabulary >= int(p.ids.max())
     if kind == 0:
-        yield t.found("lm.labels_not_shifted", t.outside() if t.subject.compute_loss is not None else "train_loader", t.step.criterion, share=100 * _agree(p, 0))
+        yield t.found(
+            "lm.labels_not_shifted",
+            t.outside() if t.subject.compute_loss is not None else "train_loader",
+            t.step.criterion,
+            share=100 * _agree(p, 0),
+        )
     elif kind == 2:
         yield t.found("lm.labels_double_shift", where, share=100 * _agree(p, 2))
     if causal and kind != 0:
@@ -166,7 +173,11 @@ def _pads(t: Trial, p: Positions, where: str) -> Iterator[Finding]:
     if int(padding.sum()) < 1:
         return
     follows = torch.cat([padding[:, 1:], torch.zeros_like(padding[:, :1])], 1)
-    counted = (p.trained & ((p.targets == pad) & (padding | follows) | padding)) if t.subject.tokenizer is not None or _offset(p) is not None else p.trained & padding
+    counted = (
+        (p.trained & ((p.targets == pad) & (padding | follows) | padding))
+        if t.subject.tokenizer is not None or _offset(p) is not None
+        else p.trained & padding
+    )
     if _offset(p) is not None:
         counted = p.trained & padding
     if int(counted.sum()) > 0.2 * int(padding.sum()):
@@ -224,7 +235,7 @@ def _future(t: Trial, p: Positions) -> Iterator[Finding]:
     out = before if before.shape[1] == given.shape[1] else before.transpose(1, 2)
     if out.shape[1] != given.shape[1]:
         return
-    at = int(max(1, lengths.min() // 2))
+    at = max(1, int(lengths.min()) // 2)
     changed = given.clone()
     changed[:, at] = _another(given[:, at], t)
     after = _run(t, {id(given): changed})
@@ -264,9 +275,7 @@ def _ends(t: Trial, p: Positions, all_ids: list[Tensor], where: str) -> Iterator
     pad = getattr(tokenizer, "pad_token_id", None)
     if pad == eos:
         yield t.found("lm.pad_is_eos", where if "tokenizer" not in t.subject.namespace else "tokenizer", eos=int(eos))
-    elif not any(bool((x == eos).any()) for x in all_ids):
-        yield t.found("lm.missing_eos", where, eos=int(eos), count=sum(len(x) for x in all_ids))
-    elif all_ids and not t.data.error:
+    elif not any(bool((x == eos).any()) for x in all_ids) or (all_ids and not t.data.error):
         yield t.found("lm.missing_eos", where, eos=int(eos), count=sum(len(x) for x in all_ids))
 
 
@@ -284,18 +293,26 @@ def _prompts(t: Trial, p: Positions, where: str) -> Iterator[Finding]:
 
 def _template(t: Trial, all_ids: list[Tensor], where: str) -> Iterator[Finding]:
     tokenizer = t.subject.tokenizer
-    roles = [getattr(tokenizer, n, None) for n in ("user_token_id", "assistant_token_id")]
-    roles = [r for r in roles if r is not None]
-    if not roles and getattr(tokenizer, "chat_template", None) and hasattr(tokenizer, "apply_chat_template") and hasattr(tokenizer, "all_special_ids"):
+    roles: list[int] = [int(r) for n in ("user_token_id", "assistant_token_id") if (r := getattr(tokenizer, n, None)) is not None]
+    if (
+        not roles
+        and getattr(tokenizer, "chat_template", None)
+        and hasattr(tokenizer, "apply_chat_template")
+        and hasattr(tokenizer, "all_special_ids")
+    ):
         try:
             told = tokenizer.apply_chat_template([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], tokenize=True)
             told = told["input_ids"] if isinstance(told, dict) else told
             plain = set(tokenizer("a b")["input_ids"])
-            roles = [i for i in told if i in set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {})) and i not in plain]
+            roles = [
+                i
+                for i in told
+                if i in set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {})) and i not in plain
+            ]
         except Exception:
             return
-    if roles and all_ids and not any(bool((x == r).any()) for x in all_ids for r in roles):
-        yield t.found("lm.chat_template_missing", where, roles=[int(r) for r in roles[:4]])
+    if roles and all_ids and not any(bool(torch.isin(x, torch.tensor(roles)).any()) for x in all_ids):
+        yield t.found("lm.chat_template_missing", where, roles=roles[:4])
 
 
 # -- vocabulary and adapters -----------------------------------------------------------------------------------------------------
@@ -306,7 +323,13 @@ def adapters(t: Trial) -> Iterator[Finding]:
     targets = s.lora_targets
     if targets and not low:
         wanted = [targets] if isinstance(targets, str) else list(targets)
-        there = sorted({n.rpartition(".")[2] for n, m in s.model.named_modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)) and n})
+        there = sorted(
+            {
+                n.rpartition(".")[2]
+                for n, m in s.model.named_modules()
+                if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)) and n
+            }
+        )
         if not any(n == w or n.endswith(f".{w}") for w in wanted for n, _ in s.model.named_modules()):
             yield t.found("lm.lora_no_match", "lora_targets", targets=wanted, names=there)
     groups: dict[str, list[str]] = {}
@@ -327,7 +350,13 @@ def adapters(t: Trial) -> Iterator[Finding]:
         grad = made.grads.get(f"{name}.weight")
         used = [a for a in map(int, added) if any(bool((x == a).any()) for x in t.data.x[:8] if not x.is_floating_point())]
         frozen = not table.weight.requires_grad and not any(n.startswith(f"{name}.") and p.requires_grad for n, p in named.items())
-        still = grad is not None and used and made.error is None and not bool(grad[[a for a in used if a < len(grad)]].any()) and len(t.data.x) == 1
+        still = (
+            grad is not None
+            and used
+            and made.error is None
+            and not bool(grad[[a for a in used if a < len(grad)]].any())
+            and len(t.data.x) == 1
+        )
         if top < table.num_embeddings and (frozen or still):
             yield t.found("lm.new_tokens_frozen", f"model.{name}", layer=f"model.{name}", tokens=[int(a) for a in added][:8])
     yield from _vocabulary(t, tables)
@@ -340,7 +369,9 @@ def _vocabulary(t: Trial, tables: list[tuple[str, nn.Embedding]]) -> Iterator[Fi
     if made.error is None or op is None:
         later = t.data if t.step.error is None else None
         ids = _ids(t)
-        reads = next((o for o in made.tape.ops if o.name == "embedding" and ids is not None and o.inputs and o.inputs[0].shape == ids.shape), None)
+        reads = next(
+            (o for o in made.tape.ops if o.name == "embedding" and ids is not None and o.inputs and o.inputs[0].shape == ids.shape), None
+        )
         if later is None or reads is None or ids is None:
             return
         rows = reads.inputs[1].shape[0]
@@ -360,14 +391,16 @@ def _table(t: Trial, made: Any) -> Iterator[Finding]:
     tape = made.tape
     if op.name == "embedding" and not op.inputs[0].is_floating_point():
         index, rows = op.inputs[0], op.inputs[1].shape[0]
-        if not index.numel() or int(index.max()) < rows and int(index.min()) >= 0:
+        if not index.numel() or (int(index.max()) < rows and int(index.min()) >= 0):
             return
         number = op.sources[0]
         made_by = {tape.ops[i].name for i in tape.ancestors(tape.ops[number])} if number is not None else set()
         if made_by & {"arange", "cumsum", "linspace"}:
             yield t.found("lm.position_table_too_short", t.place(op), op, layer=t.place(op), rows=rows, length=int(index.max()) + 1)
         else:
-            yield t.found("lm.vocab_too_small", t.place(op), op, layer=t.place(op), rows=rows, largest=int(index.max()), write=int(index.max()) + 1)
+            yield t.found(
+                "lm.vocab_too_small", t.place(op), op, layer=t.place(op), rows=rows, largest=int(index.max()), write=int(index.max()) + 1
+            )
     elif op.name in ("add", "add_") and len(op.inputs) > 1 and _position(tape, op):
         shapes = op.shapes
         table = next((i for i, src in enumerate(op.sources) if src is None or _from_table(tape, tape.ops[src])), 1)
@@ -386,7 +419,9 @@ def _padding_index(t: Trial, tables: list[tuple[str, nn.Embedding]]) -> Iterator
         return
     for name, table in tables:
         pad = table.padding_idx
-        if pad is None or not any(o.name == "embedding" and o.inputs[0].shape == ids.shape and o.inputs[1] is table.weight for o in t.step.tape.ops):
+        if pad is None or not any(
+            o.name == "embedding" and o.inputs[0].shape == ids.shape and o.inputs[1] is table.weight for o in t.step.tape.ops
+        ):
             continue
         inside = total = 0
         for x in t.data.x:
@@ -411,14 +446,18 @@ def _padding(t: Trial, given: Tensor) -> Iterator[Finding]:
     mask = _mask(t, given)
     pad = _pad(t, given)
     inputs = t.inputs
-    masks = [a for a in tensors(inputs) if a.shape == given.shape and a is not given and (a.dtype == torch.bool or bool(((a == 0) | (a == 1)).all()))]
+    masks = [
+        a
+        for a in tensors(inputs)
+        if a.shape == given.shape and a is not given and (a.dtype == torch.bool or bool(((a == 0) | (a == 1)).all()))
+    ]
     if masks and mask is None:
         mask = masks[0] if float((masks[0] != 0).float().mean()) > 0.3 else None
     real = (mask != 0) if mask is not None else None
     if pad is not None:
         tail = _tail(given, pad)
         by_pad = ~tail
-        if real is None or bool(tail.any()) and not bool((real == by_pad).all()):
+        if real is None or (bool(tail.any()) and not bool((real == by_pad).all())):
             real = by_pad
     if real is None or bool(real.all()) or not bool(real.any()):
         return
@@ -457,7 +496,7 @@ def _padding(t: Trial, given: Tensor) -> Iterator[Finding]:
     last = None if each else _reads_last(t)
     if last is not None:
         yield t.found("lm.pool_on_padding", t.place(last, "forward"), last, count=int((~real[:, -1]).sum()), rows=n)
-    elif masks or mask is not None or any(o.name in ATTENTION for o in t.evaluated[0].ops if t.evaluated):
+    elif masks or mask is not None or (t.evaluated is not None and any(o.name in ATTENTION for o in t.evaluated[0].ops)):
         yield t.found("lm.attention_mask_ignored", "forward", None, moved=effect)
 
 
@@ -467,9 +506,8 @@ def _attention_mask(t: Trial, real: Tensor) -> Op | None:
     for op in t.evaluated[0].ops:
         if op.name == "multi_head_attention_forward":
             mask = op.kwargs.get("key_padding_mask")
-            if isinstance(mask, Tensor) and mask.shape == real.shape:
-                if float((ignored(mask) == real).float().mean()) > 0.9:
-                    return op
+            if isinstance(mask, Tensor) and mask.shape == real.shape and float((ignored(mask) == real).float().mean()) > 0.9:
+                return op
         if op.name == "scaled_dot_product_attention":
             mask = op.kwargs.get("attn_mask", op.args[3] if len(op.args) > 3 else None)
             if isinstance(mask, Tensor) and mask.dim() >= 2 and mask.shape[-1] == real.shape[1] and mask.shape[0] == real.shape[0]:
@@ -491,12 +529,12 @@ def _reads_last(t: Trial) -> Op | None:
                 return op
         if op.name == "select" and len(op.shapes[0]) == 3:
             return op
+    packed = any(o.name.startswith("_pack_padded") for o in tape.ops)
     for op in tape.ops:
-        if op.name in ("lstm", "gru", "rnn_tanh", "rnn_relu") and len(op.outputs) > 1 and any(tape.users(op)):
-            if not any(o.name.startswith("_pack_padded") for o in tape.ops) and len(op.inputs[0].shape) == 3:
-                whole = op.outputs[0]
-                if not any(any(i is whole for i in u.inputs) for u in tape.users(op)):
-                    return op
+        if op.name in ("lstm", "gru", "rnn_tanh", "rnn_relu") and len(op.outputs) > 1 and not packed and op.inputs[0].dim() == 3:
+            users = tape.users(op)
+            if users and not any(i is op.outputs[0] for u in users for i in u.inputs):  # the final state alone is read
+                return op
     return None
 
 
@@ -505,12 +543,13 @@ def _order(t: Trial) -> Iterator[Finding]:
     if t.inputs is None or t.evaluated is None:
         return
     tape, output = t.evaluated
-    attention = next((o for o in tape.ops if o.name in ATTENTION or o.name == "softmax" and o.outputs[0].dim() >= 3), None)
+    attention = next((o for o in tape.ops if o.name in ATTENTION or (o.name == "softmax" and o.outputs[0].dim() >= 3)), None)
     x = next((a for a in tensors(t.inputs) if a.dim() in (2, 3) and a.shape[0] == t.size and a.dtype != torch.bool), None)
     if attention is None or x is None or x.shape[1] < 3 or (x.dim() == 2 and x.is_floating_point()):
         return
     out = next((o for o in tensors(output) if o.is_floating_point() and o.dim()), None)
-    if out is None or len(list(tensors(t.inputs))) > 1 and _mask(t, x) is not None and not bool((_mask(t, x) == 1).all()):  # type: ignore[operator]
+    mask = _mask(t, x) if len(list(tensors(t.inputs))) > 1 else None
+    if out is None or (mask is not None and not bool((mask == 1).all())):
         return
     order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(0))
     if bool((order == torch.arange(len(order))).all()):

@@ -40,13 +40,18 @@ def architecture(t: Trial) -> Iterator[Finding]:
                     a, b = f"model.{before.module}", f"model.{op.module}"
                     yield t.found("model.missing_nonlinearity", b, op, first=a, second=b)
                     reported = True
-        if op.name in ("batch_norm", "instance_norm") and source is not None and isinstance(module, (BATCH_NORM, nn.modules.instancenorm._InstanceNorm)):
+        if (
+            op.name in ("batch_norm", "instance_norm")
+            and source is not None
+            and isinstance(module, (BATCH_NORM, nn.modules.instancenorm._InstanceNorm))
+        ):
             before = made.tape.origin(source)
             first = _layer(t, before) if before is not None and before.name in LINEAR else None
-            if isinstance(first, (nn.Linear, nn.modules.conv._ConvNd)) and first.bias is not None and first.bias.requires_grad and (
-                module.training or module.running_mean is None
-            ) and len(made.tape.users(before)) == 1:  # fmt: skip  # type: ignore[arg-type]
-                yield t.found("model.bias_before_norm", f"model.{before.module}", op, layer=f"model.{before.module}", norm=f"model.{op.module}")  # type: ignore[union-attr]
+            if before is None or not isinstance(first, (nn.Linear, nn.modules.conv._ConvNd)) or first.bias is None:
+                continue
+            if first.bias.requires_grad and (module.training or module.running_mean is None) and len(made.tape.users(before)) == 1:
+                layer = f"model.{before.module}"
+                yield t.found("model.bias_before_norm", layer, op, layer=layer, norm=f"model.{op.module}")
 
 
 def _factored(first: nn.Module, second: nn.Module) -> bool:
@@ -82,13 +87,12 @@ def initial(t: Trial) -> Iterator[Finding]:
         layer = f"model.{name.rpartition('.')[0]}" if "." in name else "model"
         if not bool(w.any()):
             # Behind an output layer of zeros, which is common, gradients are zero in the first step only.
-            if g is not None and not bool(g.any()) and name in t.trained.unchanged or _many_zero(model):
+            if (g is not None and not bool(g.any()) and name in t.trained.unchanged) or _many_zero(model):
                 yield t.found("init.zeros", layer, layer=layer, name=name)
                 return
-        elif w.shape[0] > 1 and bool((w == w.flatten()[0]).all()) and g is not None and _same_rows(g):
-            yield t.found("init.constant", layer, layer=layer, name=name, value=float(w.flatten()[0]))
-            return
-        elif w.shape[0] > 1 and bool((w == w[:1]).all()) and g is not None and _same_rows(g):
+        elif (w.shape[0] > 1 and bool((w == w.flatten()[0]).all()) and g is not None and _same_rows(g)) or (
+            w.shape[0] > 1 and bool((w == w[:1]).all()) and g is not None and _same_rows(g)
+        ):
             yield t.found("init.constant", layer, layer=layer, name=name, value=float(w.flatten()[0]))
             return
     yield from _gains(t)
@@ -117,9 +121,13 @@ def _gains(t: Trial) -> Iterator[Finding]:
         return
     if any(not math.isfinite(g[3]) for g in gains):
         gains = [g for g in gains if math.isfinite(g[3])]
-    scales = {g[1].number: float(_weight(t, g[1]).std()) * _weight(t, g[1])[0].numel() ** 0.5 for g in gains if _weight(t, g[1]).numel() > 1}
+    scales = {
+        g[1].number: float(_weight(t, g[1]).std()) * _weight(t, g[1])[0].numel() ** 0.5 for g in gains if _weight(t, g[1]).numel() > 1
+    }
     high = [g for g in gains if g[2] > 2.2 and scales.get(g[1].number, 0.0) > 2.2]
-    chained = not any(o.name in ("add", "add_", "layer_norm", "batch_norm", "group_norm", "rms_norm") and o.module is not None for o in made.tape.ops)
+    chained = not any(
+        o.name in ("add", "add_", "layer_norm", "batch_norm", "group_norm", "rms_norm") and o.module is not None for o in made.tape.ops
+    )
     low = [g for g in gains if min(g[2], scales.get(g[1].number, 1.0)) < (0.12 if chained else 0.03)]
     top = max(g[3] for g in gains) if gains else 0.0
     data = _rms(gains[0][1].inputs[0]) if gains else 1.0
@@ -138,7 +146,11 @@ def _gains(t: Trial) -> Iterator[Finding]:
         outputs = classes_of(criterion) if criterion.name == "cross_entropy" else 2
         expected, value = math.log(max(outputs, 2)), criterion.outputs[0].detach().float()
         first = float(value.mean())
-        plain = criterion.kwargs.get("reduction", "mean") != "sum" and criterion.kwargs.get("weight") is None and criterion.kwargs.get("pos_weight") is None
+        plain = (
+            criterion.kwargs.get("reduction", "mean") != "sum"
+            and criterion.kwargs.get("weight") is None
+            and criterion.kwargs.get("pos_weight") is None
+        )
         last = made.tape.origin(made.tape.source(criterion)) if made.tape.source(criterion) is not None else None
         tables = {id(m.weight) for m in t.subject.model.modules() if isinstance(m, nn.Embedding)}
         tied = last is not None and any(id(i) in tables for i in last.inputs)  # its scale is that of an embedding
@@ -171,17 +183,33 @@ def registration(t: Trial) -> Iterator[Finding]:
                 yield t.found(
                     "grad.unregistered_modules", f"{at}.{attribute}", attribute=attribute, kind=kind, count=count, held=type(value).__name__
                 )
-            elif isinstance(value, Tensor) and value.requires_grad and id(value) not in known and (id(value) in used or value.grad_fn is not None):
+            elif (
+                isinstance(value, Tensor)
+                and value.requires_grad
+                and id(value) not in known
+                and (id(value) in used or value.grad_fn is not None)
+            ):
                 if value.grad_fn is not None and id(value) not in used:
                     continue
                 if isinstance(value, nn.Parameter):
                     continue
-                yield t.found("grad.parameter_not_registered", f"{at}.{attribute}", attribute=attribute, made=str(value.grad_fn).split("Backward")[0].strip("<"))
+                yield t.found(
+                    "grad.parameter_not_registered",
+                    f"{at}.{attribute}",
+                    attribute=attribute,
+                    made=str(value.grad_fn).split("Backward")[0].strip("<"),
+                )
         children = list(module.children())
         held = [c for c in module._modules.values() if c is not None and any(True for _ in c.parameters())]
         if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and len({id(c) for c in held}) < len(held):
-            yield t.found("grad.shared_module", at, container=at, entries=len(held), objects=len({id(c) for c in held}), children=len(children))
-    created = [c for c in made.tape.calls if id(c.module) not in modules and c.path is None and c.at >= 0 and any(True for _ in c.module.parameters())]
+            yield t.found(
+                "grad.shared_module", at, container=at, entries=len(held), objects=len({id(c) for c in held}), children=len(children)
+            )
+    created = [
+        c
+        for c in made.tape.calls
+        if id(c.module) not in modules and c.path is None and c.at >= 0 and any(True for _ in c.module.parameters())
+    ]
     yield from _created(t, created)
     yield from _tied(t)
     yield from _converted(t)
@@ -240,7 +268,13 @@ def _tied(t: Trial) -> Iterator[Finding]:
                 turned = p.shape == q.shape[::-1] and torch.equal(p, q.T)
                 if same or turned:
                     left, right = f"model.{a.rpartition('.')[0]}", f"model.{b.rpartition('.')[0]}"
-                    yield t.found("grad.tie_broken", left, first=left, second=right, write=f"{right}.{b.rpartition('.')[2]} = {left}.{a.rpartition('.')[2]}")
+                    yield t.found(
+                        "grad.tie_broken",
+                        left,
+                        first=left,
+                        second=right,
+                        write=f"{right}.{b.rpartition('.')[2]} = {left}.{a.rpartition('.')[2]}",
+                    )
                     return
 
 

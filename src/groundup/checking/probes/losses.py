@@ -43,7 +43,11 @@ def probe(t: Trial) -> Iterator[Finding]:
             yield t.found("loss.nll_on_probs", place, op, layer=layer, activation=_called(last, "softmax"))
         elif not _log_probabilities(x):
             yield t.found("loss.nll_on_logits", place, op, layer=layer, low=float(x.min()), high=float(x.max()))
-    elif op.name == "binary_cross_entropy_with_logits" and last is not None and last.name in ("sigmoid", "sigmoid_", "softmax", "hardsigmoid"):
+    elif (
+        op.name == "binary_cross_entropy_with_logits"
+        and last is not None
+        and last.name in ("sigmoid", "sigmoid_", "softmax", "hardsigmoid")
+    ):
         yield t.found("loss.sigmoid_before_bce_logits", layer, last, layer=layer, activation=last.name, place=place)
     elif op.name == "binary_cross_entropy" and (
         float(x.min()) < 0 or float(x.max()) > 1 or (last is not None and last.name in ("linear", "addmm", "conv2d", "conv1d"))
@@ -86,9 +90,11 @@ def _cross_entropy(t: Trial, op: Op, x: Tensor, y: Tensor | None, last: Op | Non
         return
     if x.dim() < 2 or not x.is_floating_point() or not bool(x.isfinite().all()):
         return
-    if last is not None and last.name == "softmax" or (last is None or last.name not in ("linear", "log_softmax")) and _probabilities(x):
+    if (last is not None and last.name == "softmax") or (
+        (last is None or last.name not in ("linear", "log_softmax")) and _probabilities(x)
+    ):
         yield t.found("loss.softmax_before_ce", layer if last is not None and last.module is not None else place, last or op, layer=layer)
-    elif last is not None and last.name == "log_softmax" or (last is not None and last.name == "sub" and _log_probabilities(x)):
+    elif (last is not None and last.name == "log_softmax") or (last is not None and last.name == "sub" and _log_probabilities(x)):
         yield t.found("loss.log_softmax_before_ce", layer, last, layer=layer)
     if y is not None and y.is_floating_point() and y.shape == x.shape and bool(((y == 0) | (y == 1)).all()):
         sums = y.sum(1)
@@ -115,10 +121,25 @@ def _regression(t: Trial, op: Op, x: Tensor, y: Tensor, last: Op | None, place: 
         if low < floor - max(slack, 1e-3) or high > top + max(slack, 1e-3):
             shown = f"({floor:g}, {top:g})" if top < float("inf") else f">= {floor:g}"
             outside = float(((target < floor) | (target > top)).float().mean())
-            yield t.found("loss.bounded_output", layer, last, layer=layer, activation=last.name, range=shown, low=low, high=high, outside=100 * outside)
+            yield t.found(
+                "loss.bounded_output",
+                layer,
+                last,
+                layer=layer,
+                activation=last.name,
+                range=shown,
+                low=low,
+                high=high,
+                outside=100 * outside,
+            )
     found = torch.unique(target)
     single = x.dim() == 1 or x.shape[-1] == 1
-    if single and 3 <= len(found) <= 50 and torch.equal(found, torch.arange(len(found), dtype=found.dtype)) and len(target) >= 4 * len(found):
+    if (
+        single
+        and 3 <= len(found) <= 50
+        and torch.equal(found, torch.arange(len(found), dtype=found.dtype))
+        and len(target) >= 4 * len(found)
+    ):
         shares = torch.bincount(target.long(), minlength=len(found)).float() / len(target)
         if float(shares.min()) > 0.4 / len(found) and float(shares.max()) < 2.0 / len(found):
             yield t.found("loss.mse_on_class_ids", place, op, classes=len(found), loss=op.name, outputs=1)

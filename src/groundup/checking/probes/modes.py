@@ -18,7 +18,7 @@ HIGH = 0.9
 
 def probe(t: Trial) -> Iterator[Finding]:
     model, made = t.subject.model, t.step
-    moody = [(n, m) for n, m in model.named_modules() if isinstance(m, DROPOUT) and m.p > 0 or isinstance(m, BATCH_NORM)]
+    moody = [(n, m) for n, m in model.named_modules() if (isinstance(m, DROPOUT) and m.p > 0) or isinstance(m, BATCH_NORM)]
     names = ", ".join(dict.fromkeys("BatchNorm" if isinstance(m, BATCH_NORM) else "dropout" for _, m in moody))
     seen = False
     for name, module in model.named_modules():
@@ -91,14 +91,26 @@ def _training_in_eval(t: Trial, names: str, moody: bool) -> Iterator[Finding]:
         return
     if s.fit is not None or s.train_step is not None:
         pairs = list(zip(t.events.kinds, t.events.details))
-        trained = [d for i, (k, d) in enumerate(pairs) if k == "forward" and d["grad"] and any(p[0] == "backward" for p in pairs[i + 1 : i + 4])]
+        trained = [
+            d for i, (k, d) in enumerate(pairs) if k == "forward" and d["grad"] and any(p[0] == "backward" for p in pairs[i + 1 : i + 4])
+        ]
         wrong = [d for d in trained if not d["training"]]
         if trained and len(wrong) > 0.3 * len(trained):
             when = "from the first step on" if not trained[0]["training"] else "after the first evaluation"
             when_zh = "从第一步起" if not trained[0]["training"] else "第一次评估之后"
-            yield t.found("mode.train_in_eval", "fit" if s.fit is not None else "train_step" if trained[0]["training"] else "model", when=when, when_zh=when_zh, names=names)
+            yield t.found(
+                "mode.train_in_eval",
+                "fit" if s.fit is not None else "train_step" if trained[0]["training"] else "model",
+                when=when,
+                when_zh=when_zh,
+                names=names,
+            )
         return
-    off = [m for _, m in s.model.named_modules() if (isinstance(m, DROPOUT) and m.p > 0 or isinstance(m, BATCH_NORM) and any(p.requires_grad for p in m.parameters()))]
+    off = [
+        m
+        for _, m in s.model.named_modules()
+        if ((isinstance(m, DROPOUT) and m.p > 0) or (isinstance(m, BATCH_NORM) and any(p.requires_grad for p in m.parameters())))
+    ]
     if not s.model.training and off and not any(m.training for m in off) and any(p.requires_grad for p in s.model.parameters()):
         yield t.found("mode.train_in_eval", "model", when="from the first step on", when_zh="从第一步起", names=names)
 
@@ -156,4 +168,3 @@ def _returns_to_training(t: Trial) -> bool:
         if any(isinstance(c, ast.Call) and isinstance(c.func, ast.Name) and c.func.id == "evaluate" for c in ast.walk(loop)):
             return False
     return True
-

@@ -14,9 +14,58 @@ from groundup.checking.trial import Traced, Trial
 
 LOGS = {"log", "log2", "log10", "log1p", "log_", "logit"}
 EXPS = {"exp", "exp_", "expm1", "cosh", "sinh", "exp2"}
-ROOTS = {"sqrt", "rsqrt", "norm", "vector_norm", "std", "var", "dist", "cdist", "pow", "pow_", "sqrt_", "pairwise_distance", "normalize", "acos", "asin", "hypot", "linalg_norm", "std_mean", "cosine_similarity"}
-SELECTS = {"where", "masked_fill", "masked_fill_", "nan_to_num", "masked_select", "__getitem__", "setitem_", "mul", "maximum", "minimum", "clamp", "nanmean", "nansum"}
-MASKS = {"masked_fill", "masked_fill_", "full", "new_full", "tensor", "where", "full_like", "triu", "triu_", "fill_", "zeros_like", "setitem_", "generate_square_subsequent_mask", "float"}
+ROOTS = {
+    "sqrt",
+    "rsqrt",
+    "norm",
+    "vector_norm",
+    "std",
+    "var",
+    "dist",
+    "cdist",
+    "pow",
+    "pow_",
+    "sqrt_",
+    "pairwise_distance",
+    "normalize",
+    "acos",
+    "asin",
+    "hypot",
+    "linalg_norm",
+    "std_mean",
+    "cosine_similarity",
+}
+SELECTS = {
+    "where",
+    "masked_fill",
+    "masked_fill_",
+    "nan_to_num",
+    "masked_select",
+    "__getitem__",
+    "setitem_",
+    "mul",
+    "maximum",
+    "minimum",
+    "clamp",
+    "nanmean",
+    "nansum",
+}
+MASKS = {
+    "masked_fill",
+    "masked_fill_",
+    "full",
+    "new_full",
+    "tensor",
+    "where",
+    "full_like",
+    "triu",
+    "triu_",
+    "fill_",
+    "zeros_like",
+    "setitem_",
+    "generate_square_subsequent_mask",
+    "float",
+}
 
 
 def probe(t: Trial) -> Iterator[Finding]:
@@ -26,7 +75,9 @@ def probe(t: Trial) -> Iterator[Finding]:
     half = [n for n, p in s.model.named_parameters() if p.dtype == torch.float16 and p.requires_grad]
     held = {id(p) for o in s.optimizers for g in o.param_groups for p in g["params"]}
     if half and any(id(p) in held for n, p in s.model.named_parameters() if n in half):
-        yield t.found("numerics.pure_fp16", "optimizer", names=[f"model.{n}" for n in half[:3]], kind=type(s.optimizer).__name__, count=len(half))
+        yield t.found(
+            "numerics.pure_fp16", "optimizer", names=[f"model.{n}" for n in half[:3]], kind=type(s.optimizer).__name__, count=len(half)
+        )
     made = t.step
     if made.error is not None:
         op, text = made.tape.failed, str(made.error)
@@ -43,7 +94,12 @@ def probe(t: Trial) -> Iterator[Finding]:
             made = run_all
         else:
             made = t.trace_step(run.bad_step)
-            rate_grows = run.bad_step > 0 and run.losses[0] > 0 and run.bad_step < len(run.losses) and any(abs(v) > 1e3 * (abs(run.losses[0]) + 1e-9) for v in run.losses[:-1])
+            rate_grows = (
+                run.bad_step > 0
+                and run.losses[0] > 0
+                and run.bad_step < len(run.losses)
+                and any(abs(v) > 1e3 * (abs(run.losses[0]) + 1e-9) for v in run.losses[:-1])
+            )
             if rate_grows:
                 return  # it diverged: that is the learning rate's finding
     if not _clean(made):
@@ -106,13 +162,13 @@ def _first(t: Trial, made: Traced) -> Iterator[Finding]:
     loss_bad = target is not None and not bool(target.detach().isfinite().all())
     for number in sorted(ancestors):
         op = tape.ops[number]
-        if op.finite or op.name in MASKS - {"where"} and not _halved(op) or not loss_bad or op.inplace and op.name != "div_":
+        if op.finite or (op.name in MASKS - {"where"} and not _halved(op)) or not loss_bad or (op.inplace and op.name != "div_"):
             continue
         fresh = _inputs_finite(tape, op)
         if op.name == "softmax" and not fresh and _row_all_masked(op):
             yield t.found("numerics.fully_masked_row", t.place(op), op, count=_row_all_masked(op), rows=op.inputs[0][..., 0].numel())
             return
-        if not fresh or op.name in VIEWS and not _halved(op):
+        if not fresh or (op.name in VIEWS and not _halved(op)):
             continue
         if op.name == "masked_fill" or op.name == "where":
             continue
@@ -158,8 +214,17 @@ def _named(t: Trial, tape: Tape, op: Op) -> Iterator[Finding]:
         source = tape.ops[op.sources[-1]] if op.sources[-1] is not None else None
         origin = tape.origin(source, VIEWS | {"clamp", "add"}) if source is not None else None
         name = origin.name if origin is not None else "the divisor"
-        if op.name == "div" and source is not None and (origin is not None and origin.name == "exp" or source.name == "sum" and "exp" in {tape.ops[i].name for i in tape.ancestors(source)}):
-            yield t.found("numerics.exp_overflow", place, op, what="exp", largest=float(x.detach().abs().max()) if x is not None else math.nan)
+        if (
+            op.name == "div"
+            and source is not None
+            and (
+                (origin is not None and origin.name == "exp")
+                or (source.name == "sum" and "exp" in {tape.ops[i].name for i in tape.ancestors(source)})
+            )
+        ):
+            yield t.found(
+                "numerics.exp_overflow", place, op, what="exp", largest=float(x.detach().abs().max()) if x is not None else math.nan
+            )
         else:
             yield t.found("numerics.div_by_zero_std", place, op, what=name, zeros=int((below.detach() == 0).sum()))
     elif op.name in ("softmax", "scaled_dot_product_attention"):
@@ -179,7 +244,9 @@ def _backward(t: Trial, made: Traced) -> Iterator[Finding]:
     x = culprit.inputs[0].detach() if culprit.inputs else None
     place = t.place(culprit)
     if _halved(culprit):
-        yield t.found("numerics.fp16_overflow", place, culprit, what=culprit.name, largest=float(x.float().abs().max()) if x is not None else math.nan)
+        yield t.found(
+            "numerics.fp16_overflow", place, culprit, what=culprit.name, largest=float(x.float().abs().max()) if x is not None else math.nan
+        )
     elif hidden is not None:
         yield t.found("numerics.where_nan_grad", t.place(hidden), hidden, what=culprit.name, mask=hidden.name)
     elif culprit.name in ROOTS:
@@ -203,7 +270,11 @@ def _hidden(tape: Tape, op: Op) -> Op | None:
             if user.number in seen:
                 continue
             seen.add(user.number)
-            if user.name in SELECTS and user.finite and (bad or user.name in ("where", "masked_fill", "masked_fill_", "nan_to_num", "__getitem__")):
+            if (
+                user.name in SELECTS
+                and user.finite
+                and (bad or user.name in ("where", "masked_fill", "masked_fill_", "nan_to_num", "__getitem__"))
+            ):
                 return user
             if not user.finite or user.name in VIEWS or user.name in ("mul", "add", "sub", "neg", "div"):
                 todo.append(user)
@@ -238,10 +309,19 @@ def _gradient_culprit(t: Trial, made: Traced) -> tuple[Op | None, Tape]:
             if fine.get(op.number) is True:
                 sources = [fine[n] for n in op.sources if n is not None and n in fine]
                 direct = [p.grad for p in op.inputs if id(p) in leaves and p.grad is not None]
-                if any(not f for f in sources) or any(not bool(g.isfinite().all()) for g in direct) and op.name not in ("linear", "matmul"):
+                if any(not f for f in sources) or (
+                    any(not bool(g.isfinite().all()) for g in direct) and op.name not in ("linear", "matmul")
+                ):
                     return op, tape
     return _guess(made), tape
 
 
 def _guess(made: Traced) -> Op | None:
-    return next((op for op in made.tape.ops if op.name in ROOTS | LOGS and op.outputs and bool(((op.outputs[0].detach() == 0) | ~op.outputs[0].detach().isfinite()).any())), None)
+    return next(
+        (
+            op
+            for op in made.tape.ops
+            if op.name in ROOTS | LOGS and op.outputs and bool(((op.outputs[0].detach() == 0) | ~op.outputs[0].detach().isfinite()).any())
+        ),
+        None,
+    )

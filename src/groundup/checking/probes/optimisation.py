@@ -15,7 +15,15 @@ from groundup.checking.findings import Finding
 from groundup.checking.subject import Subject
 from groundup.checking.trial import NORMS, Events, Trained, Trial
 
-COUPLED = (torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.NAdam, torch.optim.RAdam)
+COUPLED = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.RMSprop,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+)
 
 
 def parameters(t: Trial) -> Iterator[Finding]:
@@ -36,7 +44,13 @@ def parameters(t: Trial) -> Iterator[Finding]:
     held = {id(p) for o in s.optimizers for g in o.param_groups for p in g["params"]}
     own = {id(p) for p in named.values()}
     grads = t.step.grads
-    foreign = [p for o in s.optimizers for g in o.param_groups for p in g["params"] if id(p) not in own and p.requires_grad and not _belongs(s, p, t)]
+    foreign = [
+        p
+        for o in s.optimizers
+        for g in o.param_groups
+        for p in g["params"]
+        if id(p) not in own and p.requires_grad and not _belongs(s, p, t)
+    ]
     missing = [n for n, p in trained.items() if id(p) not in held and (n in grads or t.step.error is not None)]
     if foreign or (missing and any("lora" in n.lower() for n in missing)):
         names = missing[:6] or [f"{tuple(p.shape)}" for p in foreign[:4]]
@@ -67,13 +81,22 @@ def _groups(t: Trial) -> Iterator[Finding]:
             decay, rate = float(group.get("weight_decay", 0) or 0), float(group.get("initial_lr", group["lr"]))
             momentum = group.get("momentum", group.get("betas", (0,))[0])
             if float(momentum) >= 0.995:
-                yield t.found("optim.momentum_too_high", "optimizer", momentum=float(momentum), steps=round(1 / max(1e-9, 1 - float(momentum))) if momentum < 1 else "endless")
+                yield t.found(
+                    "optim.momentum_too_high",
+                    "optimizer",
+                    momentum=float(momentum),
+                    steps=round(1 / max(1e-9, 1 - float(momentum))) if momentum < 1 else "endless",
+                )
             decoupled = not isinstance(optimizer, COUPLED) or bool(group.get("decoupled_weight_decay", False))
             if decay > 0:
                 if decay != 0.01 and any(id(p) in norm for p in group["params"]):
                     which = [names.get(id(p), "?") for p in group["params"] if id(p) in norm or id(p) in biases]
                     yield t.found("optim.weight_decay_on_norm", "optimizer", names=which[:4], count=len(which), decay=decay)
-                if decoupled and rate * decay > 4e-3 or not decoupled and _overwhelms(t, group, decay) or decay >= 0.05 and _better_without(t):
+                if (
+                    (decoupled and rate * decay > 4e-3)
+                    or (not decoupled and _overwhelms(t, group, decay))
+                    or (decay >= 0.05 and _better_without(t))
+                ):
                     yield t.found("optim.weight_decay_too_large", "optimizer", decay=decay, lr=rate)
 
 
@@ -128,7 +151,9 @@ def _clip(t: Trial, e: Events, place: str) -> Iterator[Finding]:
     if "clip" not in e.kinds or "step" not in e.kinds:
         return
     order = [k for k in e.kinds if k in ("backward", "clip", "step")]
-    useful = any(order[i] == "clip" and order[i + 1 : i + 2] == ["step"] and "backward" in order[max(0, i - 8) : i] for i in range(1, len(order)))
+    useful = any(
+        order[i] == "clip" and order[i + 1 : i + 2] == ["step"] and "backward" in order[max(0, i - 8) : i] for i in range(1, len(order))
+    )
     if not useful:
         where = "before" if order.index("clip") < order.index("backward") else "after"
         yield t.found("optim.clip_no_effect", place, where="before backward()" if where == "before" else "after optimizer.step()")
@@ -174,9 +199,15 @@ def _divides(tree: ast.AST) -> bool:
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and any(ast.unparse(t) in names for t in node.targets) and scaled(node.value):
             return True
-        if isinstance(node, ast.AugAssign) and isinstance(node.op, (ast.Div, ast.Mult)) and (ast.unparse(node.target) in names or ".grad" in ast.unparse(node.target)):
+        if (
+            isinstance(node, ast.AugAssign)
+            and isinstance(node.op, (ast.Div, ast.Mult))
+            and (ast.unparse(node.target) in names or ".grad" in ast.unparse(node.target))
+        ):
             return True
-    return any(isinstance(c.func, ast.Attribute) and c.func.attr in ("div_", "mul_") and ".grad" in ast.unparse(c.func.value) for c in calls)
+    return any(
+        isinstance(c.func, ast.Attribute) and c.func.attr in ("div_", "mul_") and ".grad" in ast.unparse(c.func.value) for c in calls
+    )
 
 
 def _sums_losses(s: Subject) -> int | None:
@@ -185,7 +216,11 @@ def _sums_losses(s: Subject) -> int | None:
         tree = s.source(function)
         if tree is None:
             continue
-        called = {ast.unparse(n.func.value) for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "backward"}
+        called = {
+            ast.unparse(n.func.value)
+            for n in ast.walk(tree)
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "backward"
+        }
         plain = {
             ast.unparse(n.targets[0]) for n in ast.walk(tree)
             if isinstance(n, ast.Assign) and isinstance(n.value, ast.Call) and isinstance(n.value.func, ast.Attribute) and n.value.func.attr in ("item", "detach")
@@ -223,7 +258,12 @@ def _epochs(s: Subject) -> int | None:
     for node in tree.body:
         if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
             for inner in ast.walk(node):
-                if isinstance(inner, ast.For) and isinstance(inner.iter, ast.Call) and ast.unparse(inner.iter.func) == "range" and "epoch" in ast.unparse(inner.target):
+                if (
+                    isinstance(inner, ast.For)
+                    and isinstance(inner.iter, ast.Call)
+                    and ast.unparse(inner.iter.func) == "range"
+                    and "epoch" in ast.unparse(inner.target)
+                ):
                     found.append(number(inner.iter.args[-1] if len(inner.iter.args) < 3 else inner.iter.args[1]))
     known = [f for f in found if f]
     return max(known) if known else next((v for k, v in constants.items() if "epoch" in k.lower()), None)
@@ -252,12 +292,37 @@ def _schedule(t: Trial, e: Events, place: str) -> Iterator[Finding]:
         horizon = _horizon(scheduler)
         dead = sum(r < 0.05 * top for r in rates) / len(rates)
         if (horizon is not None and horizon * 2.5 <= total and (horizon <= 2 * epochs or horizon < batches)) or dead > 0.4:
-            yield t.found("optim.scheduler_per_batch", place, what="every batch", what_zh="每个批次", calls=total, horizon=horizon or "-", epochs=epochs, last=rates[-1], top=top)
+            yield t.found(
+                "optim.scheduler_per_batch",
+                place,
+                what="every batch",
+                what_zh="每个批次",
+                calls=total,
+                horizon=horizon or "-",
+                epochs=epochs,
+                last=rates[-1],
+                top=top,
+            )
     elif not per_batch:
-        horizon = getattr(scheduler, "step_size", None) or _horizon(scheduler)
+        size = getattr(scheduler, "step_size", None)
+        horizon = float(size) if isinstance(size, int) else _horizon(scheduler)
         made = getattr(scheduler, "total_steps", None)
-        if (horizon is not None and horizon >= 3 * epochs and horizon >= 0.5 * batches * epochs) or (made and made >= 3 * epochs) or _still_warming(rates, scheduler):
-            yield t.found("optim.scheduler_per_batch", place, what="once per epoch", what_zh="每个 epoch 一次", calls=total, horizon=horizon or made or "-", epochs=epochs, last=rates[-1], top=top)
+        if (
+            (horizon is not None and horizon >= 3 * epochs and horizon >= 0.5 * batches * epochs)
+            or (made and made >= 3 * epochs)
+            or _still_warming(rates, scheduler)
+        ):
+            yield t.found(
+                "optim.scheduler_per_batch",
+                place,
+                what="once per epoch",
+                what_zh="每个 epoch 一次",
+                calls=total,
+                horizon=horizon or made or "-",
+                epochs=epochs,
+                last=rates[-1],
+                top=top,
+            )
 
 
 def _still_warming(rates: list[float], scheduler: Any) -> bool:
@@ -320,12 +385,22 @@ def rates(t: Trial) -> Iterator[Finding]:
         for factor in (0.1, 0.01, 0.001):
             slower = t.train(rate=factor, steps=max(own.steps, 30), seconds=1.5)
             if slower.error is None and slower.bad_step < 0 and slower.steps >= 4 and _better(slower, own):
-                yield t.found("optim.lr_too_high", "optimizer", lr=lr, first=own.losses[0], last=own.losses[-1], lower=lr * factor, then=_end(slower))
+                yield t.found(
+                    "optim.lr_too_high", "optimizer", lr=lr, first=own.losses[0], last=own.losses[-1], lower=lr * factor, then=_end(slower)
+                )
                 return
     elif t.left > 2 and _jumps(own):
         slower = t.train(rate=0.03, steps=own.steps, seconds=1.5)
-        if slower.error is None and slower.bad_step < 0 and slower.steps >= 4 and _end(slower) < 0.6 * _end(own) and max(slower.losses) < 0.5 * max(own.losses):
-            yield t.found("optim.lr_too_high", "optimizer", lr=lr, first=own.losses[0], last=own.losses[-1], lower=lr * 0.03, then=_end(slower))
+        if (
+            slower.error is None
+            and slower.bad_step < 0
+            and slower.steps >= 4
+            and _end(slower) < 0.6 * _end(own)
+            and max(slower.losses) < 0.5 * max(own.losses)
+        ):
+            yield t.found(
+                "optim.lr_too_high", "optimizer", lr=lr, first=own.losses[0], last=own.losses[-1], lower=lr * 0.03, then=_end(slower)
+            )
 
 
 def _end(run: Trained) -> float:

@@ -86,12 +86,11 @@ def _failed(t: Trial, made: Traced, op: Op) -> Iterator[Finding]:
         a, b = op.shapes[0], op.shapes[1]
         outer = t.place(op)
         yield t.found("shape.residual_mismatch", outer, op, layer=outer, a=a, b=b, channels=_differ(a, b))
-    elif isinstance(module, nn.RNNBase) or op.name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-        if isinstance(module, nn.RNNBase) and x.shape[-1] != module.input_size:
-            yield t.found(
-                "shape.linear_in_features", place, op, layer=place, expected=module.input_size, received=x.shape[-1], shape=x.shape,
-                because="", because_zh="", write=f"input_size={x.shape[-1]}",
-            )  # fmt: skip
+    elif isinstance(module, nn.RNNBase) and x.shape[-1] != module.input_size:
+        yield t.found(
+            "shape.linear_in_features", place, op, layer=place, expected=module.input_size, received=x.shape[-1], shape=x.shape,
+            because="", because_zh="", write=f"input_size={x.shape[-1]}",
+        )  # fmt: skip
 
 
 def _position(tape: Tape, op: Op) -> bool:
@@ -227,7 +226,7 @@ def _views(t: Trial, made: Traced) -> Iterator[Finding]:
         if type(module).__module__.startswith("torch."):
             continue
         before, after = op.shapes[0], tuple(op.outputs[0].shape)
-        if _reorders(before, after) and not made.tape.ops[op.number - 1].name == "":
+        if _reorders(before, after):
             yield t.found("shape.view_as_permute", t.place(op, "forward"), op, view=op.name, before=before, after=after)
             return
 
@@ -289,7 +288,9 @@ def _loss(t: Trial, made: Traced) -> Iterator[Finding]:
     a, b = op.shapes[0], op.shapes[1]
     place = "loss_fn" if t.subject.loss_fn is not None else t.outside(op)
     if op.name in REGRESSION | BINARY and a != b and _broadcasts(a, b):
-        yield t.found("shape.loss_broadcast", place, op, a=a, b=b, write="output.squeeze(-1)" if len(a) > len(b) else "target.unsqueeze(-1)")
+        yield t.found(
+            "shape.loss_broadcast", place, op, a=a, b=b, write="output.squeeze(-1)" if len(a) > len(b) else "target.unsqueeze(-1)"
+        )
     elif op.name in CLASSES and not y.is_floating_point():
         if x.dim() == y.dim() and x.dim() > 1 and y.shape[1] == 1 and x.shape[0] == y.shape[0] and (x.shape[1] > 1):
             yield t.found("shape.target_ndim", "train_loader", op, target=b, output=a)
@@ -355,11 +356,13 @@ def independence(t: Trial) -> Iterator[Finding]:
     difference = (out - result)[1:].abs().flatten(1).amax(1) if out.dim() > 1 else (out - result)[1:].abs()
     if float(difference.max()) <= 1e-4 * scale or not bool(out.isfinite().all()):
         return
-    repeated, again = t.forward(args, kwargs, tape=True)
+    _, again = t.forward(args, kwargs, tape=True)
     if float((next(o for o in tensors(again) if o.is_floating_point()) - out).abs().max()) > 1e-5 * scale:
         return  # random in itself
     culprit = next((p for p, q in zip(tape.ops, other.ops) if p.name == q.name and _mixes(p, q, n)), None)
-    if culprit is None or culprit.name in ("batch_norm", "matmul", "mm", "index_add", "scatter_add") and not t.place(culprit).endswith("forward"):
+    if culprit is None or (
+        culprit.name in ("batch_norm", "matmul", "mm", "index_add", "scatter_add") and not t.place(culprit).endswith("forward")
+    ):
         return
     dim = culprit.argument(*MIXING[culprit.name]) if culprit.name in MIXING else None
     shown = f"{culprit.name}(dim={dim})" if dim is not None else culprit.name
@@ -384,8 +387,9 @@ def _mixes(a: Op, b: Op, n: int) -> bool:
             moved = (p - q)[1:].abs()
             if float(moved.max() if moved.numel() else 0.0) > 1e-5 * (float(p.abs().max()) + 1e-12):
                 return True
-        elif p.is_floating_point() and p.shape == q.shape and p.numel() and p.dim() and p.shape[0] != n and n not in p.shape:
-            # The batch axis has gone: a statistic over it.
-            if any(s.is_floating_point() and s.dim() and s.shape[0] == n for s in a.inputs) and not torch.equal(p, q):
-                return True
+            continue
+        # The batch axis has gone: a statistic over it.
+        over = p.is_floating_point() and any(i.is_floating_point() and i.dim() and i.shape[0] == n for i in a.inputs)
+        if over and p.shape == q.shape and p.dim() and p.numel() and n not in p.shape and not torch.equal(p, q):
+            return True
     return False

@@ -13,8 +13,36 @@ from groundup.checking.subject import first_tensor
 from groundup.checking.tape import TORCH
 from groundup.checking.trial import BINARY, CLASSES, Trial
 
-WEIGHTED = {"linear", "conv1d", "conv2d", "conv3d", "matmul", "addmm", "lstm", "gru", "rnn_tanh", "rnn_relu", "bilinear", "conv_transpose2d"}
-FACTORIES = {"zeros", "ones", "arange", "full", "rand", "randn", "eye", "linspace", "empty", "tensor", "randint", "randperm", "tril_indices", "triu_indices"}
+WEIGHTED = {
+    "linear",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "matmul",
+    "addmm",
+    "lstm",
+    "gru",
+    "rnn_tanh",
+    "rnn_relu",
+    "bilinear",
+    "conv_transpose2d",
+}
+FACTORIES = {
+    "zeros",
+    "ones",
+    "arange",
+    "full",
+    "rand",
+    "randn",
+    "eye",
+    "linspace",
+    "empty",
+    "tensor",
+    "randint",
+    "randperm",
+    "tril_indices",
+    "triu_indices",
+}
 
 
 def probe(t: Trial) -> Iterator[Finding]:
@@ -37,7 +65,13 @@ def probe(t: Trial) -> Iterator[Finding]:
     if op.name in CLASSES:
         if target.is_floating_point() and target.dim() == output.dim() - 1 and (output.dim() < 2 or target.shape[0] == output.shape[0]):
             yield t.found("dtype.class_labels_float", "train_loader", op, given=target.dtype, shape=target.shape)
-        elif not target.is_floating_point() and target.shape == output.shape and target.dim() > 1 and output.shape[1] > 1 and _one_hot(target):
+        elif (
+            not target.is_floating_point()
+            and target.shape == output.shape
+            and target.dim() > 1
+            and output.shape[1] > 1
+            and _one_hot(target)
+        ):
             yield t.found("dtype.onehot_int_labels", "train_loader", op, shape=target.shape, given=target.dtype)
     elif op.name in BINARY and not target.is_floating_point():
         yield t.found("dtype.bce_int_targets", "train_loader", op, given=target.dtype, loss=op.name)
@@ -95,7 +129,11 @@ def _within(t: Trial, op: object) -> bool:
         tree = ast.parse(shown.strip())
     except SyntaxError:
         return "device" in shown
-    return any(isinstance(n, ast.Attribute) and n.attr in ("device", "to", "type_as", "cuda") or isinstance(n, ast.keyword) and n.arg == "device" for n in ast.walk(tree))
+    return any(
+        (isinstance(n, ast.Attribute) and n.attr in ("device", "to", "type_as", "cuda"))
+        or (isinstance(n, ast.keyword) and n.arg == "device")
+        for n in ast.walk(tree)
+    )
 
 
 def _plain(value: object) -> Iterator[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cases import PADDED as PADDED_ENCODER
+from checking_cases import PADDED as PADDED_ENCODER
 
 RIGHT: dict[str, str] = {
     "vae": """

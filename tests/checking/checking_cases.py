@@ -201,7 +201,9 @@ def compute_loss(model, batch):
 loss_fn = None
 optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
 """
-STEP = TABLE + """
+STEP = (
+    TABLE
+    + """
 def train_step(model, batch, loss_fn, optimizer):
     x, y = batch
     optimizer.zero_grad()
@@ -210,7 +212,10 @@ def train_step(model, batch, loss_fn, optimizer):
     optimizer.step()
     return loss.item()
 """
-FIT = TABLE + """
+)
+FIT = (
+    TABLE
+    + """
 scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=4, gamma=0.5)
 def fit(epochs=1):
     history = []
@@ -229,7 +234,10 @@ def fit(epochs=1):
 if __name__ == "__main__":
     fit(8)
 """
-EVALUATED = VISION + """
+)
+EVALUATED = (
+    VISION
+    + """
 val_loader = loader(*pictures(seed=31), shuffle=False)
 def evaluate(model, loader):
     model.eval()
@@ -238,6 +246,7 @@ def evaluate(model, loader):
     model.train()
     return right
 """
+)
 CHECKPOINTED = VISION.replace("x = F.max_pool2d(F.relu(self.conv2(x)), 2)", "x = F.max_pool2d(F.relu(self.conv2(x)), 2)")
 
 CASES: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
