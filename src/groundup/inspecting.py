@@ -341,7 +341,7 @@ def print_findings(report: Any) -> None:
         facts = finding.as_json()
         console.line(
             f"{MARKS[finding.severity]} {facts['finding_id']}  {facts['location']}"
-            + (f"  ({source})" if (source := finding.evidence.get("source")) else ""),
+            + (f"  ({source})" if (source := finding.evidence.get("source")) not in (None, finding.location) else ""),
             style={"error": "red", "warning": "yellow"}.get(finding.severity, "dim"),
         )
         console.line(f"    {facts['message']}")

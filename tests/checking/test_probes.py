@@ -63,7 +63,7 @@ def test_what_only_looks_odd_gives_no_finding(name: str, tmp_path: Path) -> None
 
 
 def test_every_finding_has_a_case_texts_in_both_languages_and_an_explanation() -> None:
-    assert set(CASES) == set(CATALOGUE) - {"step.fails"}
+    assert set(CASES) == set(CATALOGUE) - {"step.fails", "script.fails"}
     for name, entry in CATALOGUE.items():
         assert entry["severity"] in ("error", "warning", "info")
         for key in ("says", "why", "fix"):
@@ -72,7 +72,7 @@ def test_every_finding_has_a_case_texts_in_both_languages_and_an_explanation() -
             assert not chinese.isascii() or key == "fix", (name, key)
         shown = explain(name)
         assert "{" not in shown["says"]
-        assert name == "step.fails" or (shown["wrong"] and shown["right"] and shown["source"])
+        assert name.endswith(".fails") or (shown["wrong"] and shown["right"] and shown["source"])
 
 
 def test_a_cause_of_the_doctor_is_explained_and_an_unknown_name_gets_a_hint() -> None:
@@ -169,7 +169,6 @@ def test_the_command_reports_in_json_and_exits_with_3(tmp_path: Path) -> None:
         ("import time\ntime.sleep(60)\n", "was stopped after"),
         ("x = 1\n", "no 'model'"),
         ("raise SystemExit(4)\n", "ended by itself"),
-        ("def broken(:\n", "SyntaxError"),
         ("model = 3\n", "is a int"),
         ("", "no 'model'"),
         ("import os\nos._exit(7)\n", "exit status 7"),
@@ -179,8 +178,20 @@ def test_a_script_that_cannot_be_checked_says_why(text: str, says: str, tmp_path
     path = tmp_path / "a b.py"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as caught:
-        check_script(path, limit=8.0)
+        check_script(path, limit=8.0 if "sleep" in text else 100.0)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "fix"),
+    [("def broken(:\n", 1, "must run by itself"), ("import torch\nmodel = nn.Linear(2, 2)\n", 2, "from torch import nn")],
+)
+def test_a_script_that_fails_by_itself_is_a_finding_with_its_line(text: str, line: int, fix: str, tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(text, encoding="utf-8")
+    [finding] = check_script(path).findings
+    assert (finding.finding_id, finding.location) == ("script.fails", f"train.py:{line}")
+    assert fix in finding.fix[0]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -8,14 +8,27 @@ import os
 import subprocess
 import sys
 import threading
+import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from groundup.checking.catalogue import CATALOGUE
 from groundup.checking.findings import Finding, Report
 from groundup.core import console
 from groundup.core.errors import UserError
 from groundup.core.messages import say
 
+# Names that people forget to import, and how they are imported.
+IMPORTS = {
+    "torch": "import torch",
+    "nn": "from torch import nn",
+    "F": "import torch.nn.functional as F",
+    "optim": "from torch import optim",
+    "np": "import numpy as np",
+    "DataLoader": "from torch.utils.data import DataLoader",
+    "TensorDataset": "from torch.utils.data import TensorDataset",
+}
 LIMIT = 60.0  # seconds, unless --timeout says otherwise
 
 
@@ -66,7 +79,10 @@ def check_script(path: Path, names: dict[str, str] | None = None, limit: float =
             if child.poll() is None:
                 child.kill()
             child.wait()
-    reader.join(5)
+            reader.join(5)
+            for pipe in (child.stdout, child.stderr):
+                if pipe is not None:
+                    pipe.close()
     if answer is not None and "report" in answer:
         return _report(answer["report"])
     if late.is_set():
@@ -109,8 +125,22 @@ def main() -> int:
     from groundup.checking.examine import examine
     from groundup.checking.subject import from_script
 
+    def answer(report: Report) -> int:
+        tell(
+            {
+                "report": {
+                    "findings": [asdict(f) for f in report.findings],
+                    "passed": report.passed,
+                    "failed": report.failed,
+                    "seconds": report.seconds,
+                }
+            }
+        )
+        return 0
+
+    path = Path(sys.argv[1])
     try:
-        subject = from_script(Path(sys.argv[1]), json.loads(sys.argv[2]))
+        subject = from_script(path, json.loads(sys.argv[2]))
     except UserError as error:
         tell({"error": [error.en, error.zh, error.fix_en, error.fix_zh]})
         return 2
@@ -118,13 +148,23 @@ def main() -> int:
         tell({"error": [f"the script ended by itself (sys.exit({error.code}))", f"脚本自行退出（sys.exit({error.code}))", "keep it under `if __name__ == \"__main__\":`",
                         "把它放在 `if __name__ == \"__main__\":` 之下"]})  # fmt: skip
         return 2
-    report = examine(subject, lambda en, zh, share: tell({"probe": [en, zh], "share": share}))
-    tell({"report": {
-        "findings": [{"finding_id": f.finding_id, "severity": f.severity, "location": f.location, "message": f.message, "fix": f.fix, "evidence": f.evidence}
-                     for f in report.findings],
-        "passed": report.passed, "failed": report.failed, "seconds": report.seconds,
-    }})  # fmt: skip
-    return 0
+    except Exception as error:
+        return answer(Report([_fails(path, error)]))
+    return answer(examine(subject, lambda en, zh, share: tell({"probe": [en, zh], "share": share})))
+
+
+def _fails(path: Path, error: Exception) -> Finding:
+    """The script could not even build its objects: where, and for a name that was never imported its import."""
+    line = error.lineno if isinstance(error, SyntaxError) else None
+    for frame in traceback.extract_tb(error.__traceback__):
+        line = frame.lineno if frame.filename == str(path) else line
+    name = getattr(error, "name", None) if isinstance(error, NameError) else None
+    write = IMPORTS.get(name or "", f"python {path.name}   # must run by itself up to its `__main__` part")
+    entry = CATALOGUE["script.fails"]
+    shown = {"error": f"{type(error).__name__}: {error}", "write": write}
+    says, fix = ((entry[key][0].format_map(shown), entry[key][1].format_map(shown)) for key in ("says", "fix"))
+    where = f"{path.name}:{line}" if line else path.name
+    return Finding("script.fails", "error", where, (f"{says[0]} {entry['why'][0]}", says[1] + entry["why"][1]), fix, {"source": where})
 
 
 if __name__ == "__main__":

@@ -303,7 +303,7 @@ def _dead(t: Trial) -> Iterator[Finding]:
             alive[i] = on if i not in alive or alive[i].shape != on.shape else alive[i] | on
     for i, on in alive.items():
         dead = float((~on).float().mean())
-        if dead > 0.6 and len(on) >= 4:
+        if dead > 0.6 and (len(on) >= 4 or dead == 1):
             op = relus[i]
             before = t.step.tape.origin(t.step.tape.source(op)) if t.step.tape.source(op) is not None else None
             place = t.place(before) if before is not None and before.module is not None else t.place(op)

@@ -338,12 +338,10 @@ def _horizon(scheduler: Any) -> float | None:
     if getattr(scheduler, "milestones", None):
         return float(max(scheduler.milestones))
     if isinstance(getattr(scheduler, "step_size", None), int):
-        gamma = float(getattr(scheduler, "gamma", 0.1))
-        return 3.0 * scheduler.step_size * max(1.0, math.log(0.1) / math.log(gamma)) if 0 < gamma < 1 else None
+        rate = float(getattr(scheduler, "gamma", 0.1))
+        return 3.0 * scheduler.step_size * max(1.0, math.log(0.1) / math.log(rate)) if 0 < rate < 1 else None
     gamma = getattr(scheduler, "gamma", None)
-    if isinstance(gamma, float) and 0 < gamma < 1:
-        return math.log(0.01) / math.log(gamma)
-    return None
+    return math.log(0.01) / math.log(gamma) if isinstance(gamma, float) and 0 < gamma < 1 else None
 
 
 def _rates(s: Subject, steps: int) -> list[float]:
