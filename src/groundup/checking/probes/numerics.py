@@ -305,14 +305,17 @@ def _gradient_culprit(t: Trial, made: Traced) -> tuple[Op | None, Tape]:
             loss.backward()
         except Exception:
             return None, tape
+        suspects = []
         for op in reversed(tape.ops):
             if fine.get(op.number) is True:
                 sources = [fine[n] for n in op.sources if n is not None and n in fine]
                 direct = [p.grad for p in op.inputs if id(p) in leaves and p.grad is not None]
-                if any(not f for f in sources) or (
-                    any(not bool(g.isfinite().all()) for g in direct) and op.name not in ("linear", "matmul")
-                ):
-                    return op, tape
+                if not all(sources) or (any(not bool(g.isfinite().all()) for g in direct) and op.name not in ("linear", "matmul")):
+                    suspects.append(op)
+        # An input may have its bad gradient from another of its uses: what can make one comes first.
+        able = [op for op in suspects if op.name in ROOTS | LOGS | EXPS | {"div", "div_"}]
+        if suspects:
+            return (able or suspects)[0], tape
     return _guess(made), tape
 
 

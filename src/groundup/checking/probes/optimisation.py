@@ -15,6 +15,7 @@ from groundup.checking.findings import Finding
 from groundup.checking.subject import Subject
 from groundup.checking.trial import NORMS, Events, Trained, Trial
 
+ADAPTIVE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam)
 COUPLED = (
     torch.optim.SGD,
     torch.optim.Adam,
@@ -230,6 +231,10 @@ def _sums_losses(s: Subject) -> int | None:
                 total = ast.unparse(node.target)
                 if total not in called:
                     return node.lineno
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.BinOp) and isinstance(node.value.op, ast.Add):
+                total, sides = ast.unparse(node.targets[0]), {ast.unparse(node.value.left), ast.unparse(node.value.right)}
+                if total in sides and sides & (called - plain) and total not in called:
+                    return node.lineno
     return None
 
 
@@ -291,7 +296,7 @@ def _schedule(t: Trial, e: Events, place: str) -> Iterator[Finding]:
     if per_batch and batches > 1:
         horizon = _horizon(scheduler)
         dead = sum(r < 0.05 * top for r in rates) / len(rates)
-        if (horizon is not None and horizon * 2.5 <= total and (horizon <= 2 * epochs or horizon < batches)) or dead > 0.4:
+        if (horizon is not None and horizon * 2.5 <= total and (horizon <= 2 * epochs or horizon < batches)) or dead > 0.3:
             yield t.found(
                 "optim.scheduler_per_batch",
                 place,
@@ -387,6 +392,9 @@ def rates(t: Trial) -> Iterator[Finding]:
                     "optim.lr_too_high", "optimizer", lr=lr, first=own.losses[0], last=own.losses[-1], lower=lr * factor, then=_end(slower)
                 )
                 return
+    elif isinstance(s.optimizer, ADAPTIVE) and lr >= 0.2 and sum(p.dim() > 1 and p.requires_grad for p in s.model.parameters()) > 1:
+        # Each weight moves by about lr in each step, whatever its gradient: far more than weights of hidden layers are large.
+        yield t.found("optim.lr_too_high", "optimizer", lr=lr, first=own.losses[0], last=max(own.losses), lower=1e-3, then="-")
     elif t.left > 2 and _jumps(own):
         slower = t.train(rate=0.03, steps=own.steps, seconds=1.5)
         if (
