@@ -126,7 +126,8 @@ def test_the_command_surface_is_pinned():
     assert {k: sorted(set(v) - common) for k, v in surface.items()} == {
         "models": [], "tasks": [], "recipes": ["--schema"],
         "train": ["--budget", "--check", "--dry-run", "--extend", "--out", "--resume", "--set", "--trust-code"],
-        "check": ["--data", "--method", "--set"],
+        "check": ["--data", "--method", "--model", "--name", "--set", "--timeout"],
+        "explain": [],
         "tune": ["--check", "--data", "--dry-run", "--extend", "--general", "--keep-classes", "--method", "--out", "--rehearse", "--resume", "--set", "--trust-code"],
         "evaluate": ["--against", "--data", "--harness", "--out", "--set", "--split", "--trust-code", "--views"],
         "generate": sorted(WRITING), "chat": sorted({*WRITING, "--system"}),

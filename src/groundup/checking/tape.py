@@ -123,7 +123,6 @@ class Op:
     grad_enabled: bool
     finite: bool = True
     shapes: list[tuple[int, ...]] = field(default_factory=list)
-    lowest: float = float("nan")
 
     @property
     def output(self) -> Tensor | None:
@@ -191,7 +190,6 @@ class Tape(TorchFunctionMode):
     Args:
         model: whose modules get names.
         values: also look whether every result is finite (slower).
-        keep: hold all tensors, so that what made them can be asked.
     """
 
     def __init__(self, model: nn.Module, *, values: bool = False) -> None:
@@ -205,7 +203,6 @@ class Tape(TorchFunctionMode):
         self.maker: dict[int, int] = {}
         self.failed: Op | None = None
         self.failed_in: list[Call] = []
-        self.marks: dict[str, int] = {}
         self._handles: list[Any] = []
         self._busy = False
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from groundup.checking.catalogue import CATALOGUE
 from groundup.checking.findings import Finding
 from groundup.checking.subject import Enough, Subject, first_tensor, rows
-from groundup.checking.tape import Call, Op, Silence, Tape, tensors
+from groundup.checking.tape import Op, Silence, Tape, tensors
 
 SAMPLES, SECONDS = 8192, 3.0  # of the data that are looked at
 STEPS, TRAINING = 120, 2.5  # of the short training
@@ -96,7 +96,6 @@ class Trained:
     losses: list[float] = field(default_factory=list)
     error: Exception | None = None
     bad_step: int = -1  # the first whose loss or gradients are not finite, or that raised
-    finished: bool = False
     moved: float = 0.0  # largest change of a trained tensor over its size, per step
     unchanged: set[str] = field(default_factory=set)  # trained parameters that are what they were
     steps: int = 0
@@ -112,8 +111,6 @@ class Events:
     result: Any = None
     changed: bool = False
     held: int = 0  # losses of earlier steps that are still held with their graph
-    grown: Op | None = None
-    moments: list[float] = field(default_factory=list)
 
     def add(self, kind: str, **detail: Any) -> None:
         self.kinds.append(kind)
@@ -197,7 +194,7 @@ class Trial:
                 s.model.train(training)
             whole = s.fit if s.fit is not None else s.train_step
             try:
-                with made.tape, _watched(s, made, stop_at_step=True):
+                with made.tape, _Watched(s, made):
                     if s.fit is not None and restore:
                         s.fit(1) if _takes_epochs(s.fit) else s.fit()
                     elif whole is not None and s.train_step is not None:
@@ -309,8 +306,6 @@ class Trial:
                         break
                     if time.monotonic() - begin > seconds or self.left < 0:
                         break
-                else:
-                    found.finished = True
             except Exception as error:
                 found.error, found.bad_step = error, len(found.losses)
             found.steps = len(found.losses)
@@ -393,10 +388,10 @@ def _grads(model: nn.Module) -> dict[str, Tensor]:
     return {n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-class _watched:
+class _Watched:
     """While a step is traced: takes the gradients as soon as they are there, and stops before the optimizer changes anything."""
 
-    def __init__(self, subject: Subject, made: Traced, *, stop_at_step: bool) -> None:
+    def __init__(self, subject: Subject, made: Traced) -> None:
         self.s, self.made = subject, made
 
     def __enter__(self) -> None:
@@ -454,7 +449,7 @@ class _Recorded:
         def backward(tensor: Tensor, *args: Any, **kwargs: Any) -> None:
             left = bool(applied) and all(p.grad is not None and torch.equal(p.grad, applied[id(p)]) for p in trained if id(p) in applied)
             events.held = max(events.held, sum(1 for r in kept if (t := r()) is not None and t.grad_fn is not None))
-            events.add("backward", value=float(tensor.detach().float().mean()), left=left, same=any(r() is tensor for r in kept))
+            events.add("backward", left=left, norm=0.0)
             kept.append(weakref.ref(tensor))
             real(tensor, *args, **kwargs)
             events.details[-1]["norm"] = _norm(trained)
@@ -532,7 +527,3 @@ def _shown(value: Any) -> Any:
 
 def _filled(template: str, values: dict[str, Any]) -> str:
     return template.format_map(values)
-
-
-def calls_of(trace: Traced, module: nn.Module) -> list[Call]:
-    return trace.tape.runs(module)

@@ -107,6 +107,7 @@ def _not_tokens(t: Trial, outputs: int) -> bool:
 
 def _missing(t: Trial, op: Op, real: set[int], outputs: int, y: Tensor) -> Iterator[Finding]:
     held = _set(t.validation)
+    real = real - _rare(t, y)
     if held and (gap := sorted(held - real)):
         if len(real - held) >= 1 and len(real & held) <= max(1, min(len(real), len(held)) // 2):
             yield t.found("data.split_class_gap", "train_loader", classes=gap, train=sorted(real), val=sorted(held))
@@ -123,6 +124,16 @@ def _missing(t: Trial, op: Op, real: set[int], outputs: int, y: Tensor) -> Itera
         )
     elif absent:
         yield t.found("label.missing_class", "train_loader", op, classes=absent, outputs=outputs)
+
+
+def _rare(t: Trial, y: Tensor) -> set[int]:
+    """Classes of which the training has next to nothing, measured by the validation."""
+    known = [v.flatten() for v in t.validation.y if not v.is_floating_point()]
+    if not known:
+        return set()
+    held, (classes, counts) = torch.cat(known), torch.unique(y, return_counts=True)
+    share = {int(c): float(n) / y.numel() for c, n in zip(classes, counts)}
+    return {c for c in share if int((held == c).sum()) >= 5 and share[c] < 0.05 * float((held == c).float().mean())}
 
 
 def _set(data: Data) -> set[int]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from groundup.checking.findings import Finding
-from groundup.checking.tape import VIEWS, Op
+from groundup.checking.tape import Op
 from groundup.checking.trial import BINARY, CLASSES, REGRESSION, Trial
 
 ACTIVATIONS = {
@@ -151,10 +151,3 @@ def _weight(t: Trial, op: Op, x: Tensor, place: str) -> Iterator[Finding]:
         outputs = x.shape[1] if op.name in CLASSES else x.shape[-1]
         if weight.numel() != outputs and not (op.name in BINARY and weight.numel() == 1):
             yield t.found("loss.class_weight_shape", place, op, weight=weight.numel(), outputs=outputs)
-
-
-def through_dropout(t: Trial, op: Op) -> Op | None:
-    """What made the loss's input, looking through dropout as well."""
-    tape = t.step.tape
-    source = tape.source(op)
-    return tape.origin(source, VIEWS | {"dropout"}) if source is not None else None
