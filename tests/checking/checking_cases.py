@@ -357,7 +357,7 @@ def train_step(model, batch, loss_fn, optimizer):
     "grad.unregistered_modules": [(VISION.replace("self.conv2 =", "self.parts = nn.ModuleDict({'a': nn.Conv2d(8, 8, 1)})\n        self.conv2 =").replace("self.conv2(x))", "self.conv2(F.relu(self.parts['a'](x))))"), [("self.parts = {'a': nn.Conv2d(8, 8, 1)}", "self.parts = nn.ModuleDict({'a': nn.Conv2d(8, 8, 1)})")])],
     "grad.unused_module": [(VISION, [("self.extra = nn.Linear(4, 4)\n        self.fc =", "self.fc =")])],
     "grad.parameter_not_registered": [(SEQUENCE.replace("self.head =", "self.scale = nn.Parameter(0.5 * torch.ones(16))\n        self.head =").replace("out.mean(dim=1)", "self.scale * out.mean(dim=1)"), [("self.scale = 0.5 * nn.Parameter(torch.ones(16))", "self.scale = nn.Parameter(0.5 * torch.ones(16))")])],
-    "grad.tie_broken": [(LANGUAGE.replace("model = LM()", "model = LM()\nmodel.head.weight = model.token.weight"), [("model.head.weight = nn.Parameter(model.token.weight.detach().clone())", "model.head.weight = model.token.weight")])],
+    "grad.tie_broken": [(LANGUAGE.replace("model = LM()", "model = LM()\nnn.init.normal_(model.token.weight, std=0.1)\nmodel.head.weight = model.token.weight"), [("model.head.weight = nn.Parameter(model.token.weight.detach().clone())", "model.head.weight = model.token.weight")])],
     "grad.shared_module": [(TABLE.replace("nn.ReLU(), ", "nn.ReLU(), nn.Sequential(*[nn.Sequential(nn.Linear(32, 32), nn.ReLU()) for _ in range(3)]), "), [("nn.ReLU())] * 3)", "nn.ReLU()) for _ in range(3)])")])],
     "grad.module_created_in_forward": [(SEQUENCE, [("return nn.Linear(16, 3)(self.head(out.mean(dim=1)).repeat(1, 6)[:, :16])", "return self.head(out.mean(dim=1))")])],
     # -- data

@@ -77,11 +77,14 @@ def initial(t: Trial) -> Iterator[Finding]:
         return
     model = t.subject.model
     ran = {id(c.module) for c in made.tape.calls}
+    # Matrices of layers that somebody wrote: what inputs are multiplied with, also turned around.
+    multiplied = {id(i) for o in made.tape.ops if o.name in LINEAR | {"matmul", "T", "t", "mT", "transpose", "einsum"} for i in o.inputs}
     for name, p in model.named_parameters():
         if p.dim() < 2 or not p.requires_grad or "lora" in name.lower():
             continue
         owner = model.get_submodule(name.rpartition(".")[0])
-        if id(owner) not in ran or not isinstance(owner, (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.MultiheadAttention)):
+        layered = isinstance(owner, (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.MultiheadAttention))
+        if id(owner) not in ran or not (layered or id(p) in multiplied):
             continue
         w, g = p.detach(), made.grads.get(name)
         layer = f"model.{name.rpartition('.')[0]}" if "." in name else "model"
@@ -113,7 +116,8 @@ def _gains(t: Trial) -> Iterator[Finding]:
     made = t.step
     gains: list[tuple[str, Op, float, float]] = []
     for op in made.tape.ops:
-        if op.name in LINEAR and op.module is not None and op.outputs and isinstance(_layer(t, op), (nn.Linear, nn.modules.conv._ConvNd)):
+        weighted = any(isinstance(i, nn.Parameter) and i.dim() > 1 for i in op.inputs[1:])
+        if op.name in LINEAR and op.module is not None and op.outputs and weighted:
             into, out = _rms(op.inputs[0]), _rms(op.outputs[0])
             gains.append((op.module, op, out / into if into > 0 else 1.0, out))
     criterion = made.criterion
@@ -152,9 +156,7 @@ def _gains(t: Trial) -> Iterator[Finding]:
             and criterion.kwargs.get("pos_weight") is None
         )
         last = made.tape.origin(made.tape.source(criterion)) if made.tape.source(criterion) is not None else None
-        tables = {id(m.weight) for m in t.subject.model.modules() if isinstance(m, nn.Embedding)}
-        tied = last is not None and any(id(i) in tables for i in last.inputs)  # its scale is that of an embedding
-        if plain and not tied and math.isfinite(first) and first > 1.5 * expected + 1.0:
+        if plain and math.isfinite(first) and first > 1.5 * expected + 1.0:
             yield t.found("init.initial_loss", t.place(last, "model"), last, first=first, expected=expected, classes=outputs)
 
 

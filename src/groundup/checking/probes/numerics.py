@@ -200,7 +200,7 @@ def _row_all_masked(op: Op) -> int:
 def _named(t: Trial, tape: Tape, op: Op) -> Iterator[Finding]:
     x = op.inputs[0].detach() if op.inputs else None
     place = t.place(op)
-    if _halved(op) and any(isinstance(a, (int, float)) and 65504 < abs(a) < math.inf for a in (*op.args, *op.kwargs.values())):
+    if _halved(op) and any(isinstance(a, (int, float)) and -math.inf < a < -65504 for a in (*op.args, *op.kwargs.values())):
         yield t.found("numerics.fp16_mask_value", place, op, what=op.name, value=_value(op))
     elif _halved(op) and any(bool(o.detach().isinf().any()) or bool(o.detach().isnan().any()) for o in op.outputs):
         largest = max((float(i.detach().float().abs().max()) for i in op.inputs if i.numel()), default=math.nan)
@@ -270,11 +270,7 @@ def _hidden(tape: Tape, op: Op) -> Op | None:
             if user.number in seen:
                 continue
             seen.add(user.number)
-            if (
-                user.name in SELECTS
-                and user.finite
-                and (bad or user.name in ("where", "masked_fill", "masked_fill_", "nan_to_num", "__getitem__"))
-            ):
+            if user.name in SELECTS and user.finite and (bad or user.name in ("where", "masked_fill", "masked_fill_", "nan_to_num")):
                 return user
             if not user.finite or user.name in VIEWS or user.name in ("mul", "add", "sub", "neg", "div"):
                 todo.append(user)

@@ -76,6 +76,7 @@ def _groups(t: Trial) -> Iterator[Finding]:
     s = t.subject
     names = s.names()
     norm = {id(p) for m in s.model.modules() if isinstance(m, (*NORMS, nn.RMSNorm)) for p in m.parameters(recurse=False)}
+    norm |= {id(p) for n, p in s.model.named_parameters() if p.dim() == 1 and ("norm" in n.lower() or n.endswith(("gain", "gamma")))}
     biases = {id(p) for n, p in s.model.named_parameters() if n.endswith("bias")}
     for optimizer in s.optimizers:
         for group in optimizer.param_groups:
@@ -383,6 +384,9 @@ def rates(t: Trial) -> Iterator[Finding]:
         return
     if own.moved < 3e-6 and any(bool(g.any()) for g in t.step.grads.values()) and lr > 0:
         yield t.found("optim.lr_too_low", "optimizer", lr=lr, moved=own.moved, steps=own.steps)
+        return
+    if s.scheduler is not None and lr > 0 and (planned := _rates(s, own.steps)) and own.moved * max(planned) / lr < 3e-6:
+        yield t.found("optim.lr_too_low", "optimizer", lr=max(planned), moved=own.moved * max(planned) / lr, steps=own.steps)
         return
     if own.bad_step >= 0 or not _falls(own):
         for factor in (0.1, 0.01, 0.001):
