@@ -525,7 +525,7 @@ def _reads_last(t: Trial) -> Op | None:
     for op in reversed(tape.ops):
         if op.name == "__getitem__" and len(op.shapes[0]) == 3 and op.outputs and op.outputs[0].dim() == 2:
             key = op.args[1]
-            if isinstance(key, tuple) and len(key) >= 2 and isinstance(key[1], int):
+            if isinstance(key, tuple) and len(key) >= 2 and isinstance(key[1], int) and key[1] != 0:
                 return op
         if op.name == "select" and len(op.shapes[0]) == 3:
             return op
