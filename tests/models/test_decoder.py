@@ -93,7 +93,7 @@ def test_gradients_of_both_paths_agree_and_checkpointing_changes_nothing(form):
         if variant in ("selective", "whole") and form == "lstm":
             continue
         net = small(form if form in ("gpt2", "lstm") else "decoder", **FORMS[form]).train()
-        net.attention_path = "explicit" if variant == "explicit" else "sdpa"
+        net.attention_path = "explicit" if variant in ("explicit", "selective") else "sdpa"
         net.checkpointing = variant if variant in ("selective", "whole") else "none"
         torch.manual_seed(1)
         x = torch.randint(0, 50, (2, 24))

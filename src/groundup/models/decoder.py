@@ -282,7 +282,7 @@ class Decoder(LanguageModel):
         near = seen(documents, x.shape[1], self.window, x.device) if cache is None and self.window is not None else whole
         run = self.kept_activations()
         for i, layer in enumerate(self.model.layers):
-            facts = (cos, sin, whole if i < self.window_from else near, self.attention_path, cache, i)
+            facts = (cos, sin, whole if i < self.window_from else near, self.path, cache, i)
             h = run(layer, h, *facts)
         if cache is not None:
             cache.advance(x.shape[1])

@@ -124,7 +124,7 @@ class GPT2(LanguageModel):
         may = seen(documents, x.shape[1], None, x.device) if cache is None else None
         run = self.kept_activations()
         for i, block in enumerate(self.transformer["h"]):  # type: ignore[arg-type,var-annotated]
-            h = run(block, h, may, self.attention_path, cache, i)
+            h = run(block, h, may, self.path, cache, i)
         if cache is not None:
             cache.advance(x.shape[1])
         return self.transformer["ln_f"](h)  # type: ignore[no-any-return]

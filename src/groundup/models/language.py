@@ -87,6 +87,7 @@ class LanguageModel(Model):
         self.checkpointing: Checkpointing = "none"
         self.softcap: float | None = None  # the head's own: logits become softcap * tanh(logits / softcap)
 
+    attention_path: AttentionPath  # of models that compute attention themselves
     separates = False  # whether a single row of documents costs no more than the documents do
 
     @abstractmethod
@@ -97,6 +98,11 @@ class LanguageModel(Model):
             documents: int64 [B, T], numbers that rise from one document of a row to the next; None for one document per row.
             cache: read and extended: the tokens follow those that it holds.
         """
+
+    @property
+    def path(self) -> AttentionPath:
+        """How attention is computed. The explicit way changes its products in place, which those that 'selective' keeps must not be."""
+        return "sdpa" if self.checkpointing == "selective" else self.attention_path
 
     @property
     @abstractmethod
