@@ -27,6 +27,7 @@ _PUBLIC = {
     "export": ("groundup.pipeline", "export"),
     "serve": ("groundup.pipeline", "serve"),
     "check": ("groundup.pipeline", "check"),
+    "plan": ("groundup.pipeline", "plan"),
     "load": ("groundup.modelfolder", "load"),
     "Run": ("groundup.pipeline", "Run"),
     "Recipe": ("groundup.core.recipe", "Recipe"),

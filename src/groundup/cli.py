@@ -481,6 +481,52 @@ def check(
     )
 
 
+@app.command(
+    help=_help(
+        "Whether a training fits into a device's memory, how long it takes, and what to change; trains nothing. Exit 3 when it does not fit.",
+        "预测一次训练能否放进设备内存、需要多久、该改什么；不会开始训练。放不下时退出码为 3。",
+    )
+)
+def plan(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|MODEL",
+            help=_help("A recipe; with --data the model to tune.", "recipe；与 --data 同用时为要微调的模型。"),
+        ),
+    ],
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="h100|a100|rtx4090|t4|cpu|...",
+            help=_help("What it is to run on (default: this machine).", "在什么设备上运行（默认：本机）。"),
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="SPEC", help=_help("What the model is to be tuned on.", "用来微调模型的数据。"))
+    ] = None,
+    method: Annotated[str, typer.Option("--method", metavar="full|lora|...", help=_help("As of tune.", "与 tune 相同。"))] = "full",
+    sets: Sets = None,
+    trust_code: Trust = False,
+    json: Json = False,
+    lang: Lang = None,
+    traceback: Trace = False,
+) -> Call:
+    from groundup import inspecting, pipeline
+
+    overrides = _sets(sets)
+
+    def run() -> Any:
+        if data is None:
+            return pipeline.plan(recipe, overrides, device=device, trust_code=trust_code)
+        return pipeline.plan(
+            pipeline.tuning_recipe(recipe, data, method, overrides, trust_code=trust_code), device=device, trust_code=trust_code
+        )
+
+    return Call(run, inspecting.print_forecast, json, status=lambda r: 0 if r["fits"] else 3)
+
+
 def _nothing_to_check() -> Exception:
     from groundup.core.errors import UserError
 

@@ -328,6 +328,69 @@ def print_plan(facts: dict[str, Any]) -> None:
     )
 
 
+OWNERS_ZH = {
+    "weights": "权重",
+    "adapters": "适配器",
+    "gradients": "梯度",
+    "optimizer": "优化器状态",
+    "activations": "激活值",
+    "logits": "logits",
+    "workspace": "反向传播的工作区",
+    "update": "参数更新的工作区",
+    "data": "数据",
+}
+
+
+def print_forecast(facts: dict[str, Any]) -> None:
+    memory, (quick, slow) = facts["memory"], facts["train_seconds"]
+    size = files.human_bytes
+    console.line(
+        say(
+            "{verdict}: {peak} of {capacity} on {device} ({precision}); {n:,} steps in about {quick} to {slow}",
+            "{verdict_zh}：{device} 的 {capacity} 中需要 {peak}（{precision}）；{n:,} 步约需 {quick} 到 {slow}",
+            verdict="fits" if facts["fits"] else "does not fit",
+            verdict_zh="放得下" if facts["fits"] else "放不下",
+            peak=size(memory["peak"]),
+            capacity=size(memory["capacity"]),
+            device=facts["device"],
+            precision=facts["precision"],
+            n=facts["steps"],
+            quick=units.human_seconds(quick),
+            slow=units.human_seconds(slow),
+        ),
+        style="green" if facts["fits"] else "red",
+    )
+    console.line(
+        say(
+            "{n:,} parameters, {t:,} trained; batches of {batch} in micro-batches of {micro}; a checkpoint of {disk}",
+            "{n:,} 个参数，训练 {t:,} 个；每批 {batch} 个样本，微批次 {micro} 个；每个检查点 {disk}",
+            n=facts["parameters"]["all"],
+            t=facts["parameters"]["trainable"],
+            batch=facts["batch_size"],
+            micro=facts["micro_batch_size"],
+            disk=size(facts["disk"]["checkpoint"]),
+        )
+    )
+    owners = sorted(((k, v) for k, v in memory.items() if k not in ("peak", "capacity")), key=lambda pair: -pair[1])
+    console.table(
+        [say("memory at its peak", "内存峰值时的构成"), say("bytes", "大小"), ""],
+        [[say("{en}", "{zh}", en=k, zh=OWNERS_ZH.get(k, k)), size(v), f"{v / max(1, memory['peak']):.0%}"] for k, v in owners],
+        right=(1, 2),
+    )
+    for change in facts["advice"]:
+        console.line(
+            say(
+                "{mark} {peak}, {slower}x the time, with:",
+                "{mark_zh} {peak}，耗时 {slower} 倍，只需：",
+                mark="fits:" if change["fits"] else "still too much, but less:",
+                mark_zh="放得下：" if change["fits"] else "仍放不下，但更少：",
+                peak=size(change["peak"]),
+                slower=change["slower"],
+            )
+        )
+        console.command(" ".join(f"--set {k}={v}" for k, v in change["set"].items()))
+
+
 MARKS = {"error": "✗", "warning": "!", "info": "·"}
 
 

@@ -202,6 +202,30 @@ def check(
     return _check_recipe(target, overrides)
 
 
+def plan(
+    recipe: str | Path | Recipe | Mapping[str, Any],
+    overrides: Overrides | None = None,
+    *,
+    device: str | None = None,
+    trust_code: bool = False,
+) -> dict[str, Any]:
+    """Whether a training fits and how long it takes, from one step on tensors without contents; nothing is trained.
+
+    Args:
+        device: a name of `planning.devices.DEVICES` or 'cpu'; None is this machine's.
+
+    Returns: see `Forecast.as_json`; where it does not fit, `advice` lists changes of the recipe, each with its own peak.
+    """
+    from groundup.planning import devices, forecast
+
+    begin = time.monotonic()
+    resolved = load(recipe, overrides or {})
+    on = devices.find(device)
+    found = forecast.forecast(forecast.subject_of(resolved, trust_code), on)
+    changes = [] if found.fits else forecast.advice(resolved, on, found, trust_code)
+    return {"name": resolved.name, **found.as_json(), "advice": changes, "seconds": round(time.monotonic() - begin, 2)}
+
+
 def _check_recipe(recipe: str | Path | Recipe | Mapping[str, Any] | None, overrides: Overrides | None) -> Report:
     """Everything of a training is built, put to the probes and self-tests, and thrown away."""
     with tempfile.TemporaryDirectory(prefix="groundup-check-") as folder:

@@ -17,7 +17,7 @@ SOURCE = Path(groundup.__file__).parent
 # The level of each package (DESIGN: imports only go downwards); names of one level may use each other.
 LEVELS = {
     "env": 0, "core": 0, "data": 1, "models": 1, "metrics": 1, "tasks": 2, "evaluation": 3, "training": 4, "tuning": 5, "recipes": 5,
-    "modelfolder": 5, "automatic": 6, "budget": 6, "serving": 5, "exporting": 5, "jobs": 6, "before_after": 6, "checking": 6, "pipeline": 6, "examples": 6, "inspecting": 7, "talking": 7, "demo": 7, "cli": 7, "__main__": 8,
+    "modelfolder": 5, "automatic": 6, "budget": 6, "serving": 5, "exporting": 5, "jobs": 6, "before_after": 6, "checking": 6, "planning": 6, "pipeline": 6, "examples": 6, "inspecting": 7, "talking": 7, "demo": 7, "cli": 7, "__main__": 8,
 }  # fmt: skip
 
 
@@ -128,6 +128,7 @@ def test_the_command_surface_is_pinned():
         "train": ["--budget", "--check", "--dry-run", "--extend", "--out", "--resume", "--set", "--trust-code"],
         "check": ["--data", "--method", "--model", "--name", "--set", "--timeout"],
         "explain": [],
+        "plan": ["--data", "--device", "--method", "--set", "--trust-code"],
         "tune": ["--check", "--data", "--dry-run", "--extend", "--general", "--keep-classes", "--method", "--out", "--rehearse", "--resume", "--set", "--trust-code"],
         "evaluate": ["--against", "--data", "--harness", "--out", "--set", "--split", "--trust-code", "--views"],
         "generate": sorted(WRITING), "chat": sorted({*WRITING, "--system"}),

@@ -1,0 +1,1 @@
+"""What a training will need before it is begun: memory by owner, time, disk."""

@@ -1,0 +1,94 @@
+"""Devices that a training may be planned for: memory, peak rates and bandwidth of their makers' data sheets (dense products, no sparsity)."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+import torch
+
+from groundup.core.device import available_memory, matmul_peak
+from groundup.core.errors import RecipeError, did_you_mean
+
+GB = 10**9
+
+
+@dataclass(frozen=True)
+class Device:
+    """
+    Args:
+        memory: bytes that a training can have. flops: operations per second of products in float32 and in 16 bits. bandwidth: bytes per second.
+        efficiency: the shares of these rates that trainings reach, from slow to quick.
+    """
+
+    name: str
+    memory: int
+    flops: dict[str, float]
+    bandwidth: float
+    source: str
+    gpu: bool = True
+    efficiency: tuple[float, float] = (0.25, 0.6)
+
+
+def _gpu(name: str, memory: float, float32: float, half: float, bandwidth: float, source: str) -> Device:
+    """Memory in GB of its label, TFLOP/s, GB/s; a part of the memory goes to the driver and to fragments."""
+    usable = int(memory * 2**30 * 0.94)
+    return Device(name, usable, {"float32": float32 * 1e12, "bfloat16": half * 1e12, "float16": half * 1e12}, bandwidth * GB, source)
+
+
+DEVICES = {
+    d.name: d
+    for d in (
+        _gpu("t4", 15, 8.1, 65, 320, "NVIDIA T4 data sheet"),
+        _gpu("v100", 32, 15.7, 125, 900, "NVIDIA V100 data sheet"),
+        _gpu("a100", 80, 19.5, 312, 2039, "NVIDIA A100 80GB SXM data sheet"),
+        _gpu("a100-40g", 40, 19.5, 312, 1555, "NVIDIA A100 40GB data sheet"),
+        _gpu("h100", 80, 67, 989, 3350, "NVIDIA H100 SXM data sheet"),
+        _gpu("h200", 141, 67, 989, 4800, "NVIDIA H200 data sheet"),
+        _gpu("l4", 24, 30.3, 121, 300, "NVIDIA L4 data sheet"),
+        _gpu("l40s", 48, 91.6, 362, 864, "NVIDIA L40S data sheet"),
+        _gpu("rtx3060", 12, 12.7, 51, 360, "NVIDIA Ampere GA102 white paper"),
+        _gpu("rtx3090", 24, 35.6, 71, 936, "NVIDIA Ampere GA102 white paper"),
+        _gpu("rtx4090", 24, 82.6, 165, 1008, "NVIDIA Ada white paper"),
+        _gpu("mi300x", 192, 163, 1307, 5300, "AMD Instinct MI300X data sheet"),
+    )
+}
+
+
+def find(name: str | None) -> Device:
+    """A device by name; None is this machine's. Raises RecipeError for one that is not in the table."""
+    if name in DEVICES:
+        return DEVICES[name]
+    if name == "cpu" or (name is None and not torch.cuda.is_available()):
+        return _this_cpu()
+    if name is None:
+        facts = torch.cuda.get_device_properties(0)
+        at = torch.device("cuda")
+        rates = {d: matmul_peak(at, getattr(torch, d)) for d in ("float32", "bfloat16")}
+        return Device(facts.name, int(facts.total_memory * 0.94), {**rates, "float16": rates["bfloat16"]}, 500 * GB, "measured here")
+    hint, hint_zh = did_you_mean(name, [*DEVICES, "cpu"])
+    raise RecipeError(
+        "--device {name}: not in the table, which has {known}." + hint,
+        "--device {name}：表中没有；可用：{known}。" + hint_zh,
+        name=name,
+        known=", ".join([*DEVICES, "cpu"]),
+        fix="groundup plan RECIPE --device a100",
+    )
+
+
+def _this_cpu() -> Device:
+    """This machine: its peak measured by matrix products, its bandwidth by copies."""
+    at = torch.device("cpu")
+    rates = {d: matmul_peak(at, getattr(torch, d)) for d in ("float32", "bfloat16")}
+    a = torch.ones(2**24)
+    b = torch.empty_like(a)
+    best = float("inf")
+    for _ in range(4):
+        begin = time.perf_counter()
+        b.copy_(a)
+        best = min(best, time.perf_counter() - begin)
+    return Device(
+        f"cpu ({os.cpu_count()} cores)", available_memory(), {**rates, "float16": rates["bfloat16"]}, 8.0 * a.numel() / best, "measured here",
+        gpu=False, efficiency=(0.5, 1.0),
+    )  # fmt: skip
