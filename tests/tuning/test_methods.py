@@ -42,7 +42,13 @@ def test_freezing_by_pattern(base, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("bits, library", [(8, "torchao"), (4, "bitsandbytes")])
 def test_a_quantised_base_is_tuned_opened_resumed_and_merged(bits, library, base, tmp_path):
-    pytest.importorskip(library)
+    found = pytest.importorskip(library)
+    if bits == 4:
+        matrix = torch.randn(32, 32, generator=torch.Generator().manual_seed(0))
+        if (
+            found.functional.dequantize_4bit(*found.functional.quantize_4bit(matrix, quant_type="nf4")) - matrix
+        ).abs().max() > 0.2 * matrix.abs().max():
+            pytest.skip("bitsandbytes' own kernels for this CPU (AVX512) read rows shorter than a block of 64 wrongly")
     model, data = base
     run = gu.tune(
         model, data, "lora", {"train.steps": 6, "method.bits": bits, "optim.lr": 0.01, "train.save_every": 3}, out=tmp_path / "run"

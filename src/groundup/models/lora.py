@@ -173,6 +173,8 @@ def quantize(model: nn.Module, names: Sequence[str], bits: int) -> None:
         made = bitsandbytes.nn.Linear4bit(
             plain.in_features, plain.out_features, bias=plain.bias is not None, quant_type="nf4", compute_dtype=plain.weight.dtype
         )
+        # On CPUs with AVX512-BF16 an evaluation would put the matrix into another layout, which fails for narrow ones and which merging cannot read.
+        made.support_avx512bf16_for_cpu = False
         made.load_state_dict(plain.state_dict())
         _replace(model, path, made.to(plain.weight.device))
 
