@@ -187,7 +187,7 @@ def build(
     task = modelfolder.build_task(recipe.task.name, recipe.task.arguments)
     with ranks.first():
         prepared = prepare(like_base(task.reads(recipe.data), base), classification=task.classification, kind=task.kind)
-        _fit(task, prepared, base, recipe.keep_classes)
+        fit(task, prepared, base, recipe.keep_classes)
     _record_data(run, prepared, task, resumed=resume)
     for name, value, reason, reason_zh in task.decisions():
         run.decide(name, value, reason, reason_zh)
@@ -280,10 +280,7 @@ def build(
         balance=balance,
         ranks=ranks,
     )
-    total = recipe.train.steps if recipe.train.steps is not None else batches.order.steps(float(recipe.train.epochs or 1))
-    if recipe.train.tokens is not None:
-        total = -(-int(recipe.train.tokens) // (batch_size * task.tokens_per_sample))
-    assert isinstance(total, int)
+    total = steps_of(recipe, batches)
     state = new_state(model, optimizers, total, at, ema=recipe.train.ema is not None, fp16=precision == "float16")
 
     metric_set = task.metrics()
@@ -373,6 +370,15 @@ def build(
         )
     )
     return job
+
+
+def steps_of(recipe: Recipe, batches: Batches) -> int:
+    """The optimizer steps of a whole run."""
+    total = recipe.train.steps if recipe.train.steps is not None else batches.order.steps(float(recipe.train.epochs or 1))
+    if recipe.train.tokens is not None:
+        total = -(-int(recipe.train.tokens) // (batches.batch_size * batches.task.tokens_per_sample))
+    assert isinstance(total, int)
+    return total
 
 
 def _open_base(recipe: Recipe, run: RunFolder, trust_code: bool, train_base: Callable[[str], Path]) -> modelfolder.Loaded | None:
@@ -474,7 +480,8 @@ def _state_batch_norm(run: RunFolder, model: nn.Module, stages: list[loop.Stage]
     )
 
 
-def _fit(task: Task, prepared: Prepared, base: modelfolder.Loaded | None, keep_classes: bool) -> None:
+def fit(task: Task, prepared: Prepared, base: modelfolder.Loaded | None, keep_classes: bool) -> None:
+    """The task learns from the training split what it must know; a base's preprocessing stays."""
     dataset = prepared.dataset
     if dataset.kind != task.kind:
         raise DataError(

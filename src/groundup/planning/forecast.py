@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from groundup import modelfolder
+from groundup.core.errors import RecipeError
 from groundup.core.recipe import Recipe, load
 from groundup.core.registry import METHODS
 from groundup.data.prepare import prepare
-from groundup.jobs import like_base
+from groundup.jobs import fit, like_base, steps_of
 from groundup.models.base import build_model, count_parameters, placed
 from groundup.models.language import LanguageModel
 from groundup.planning.devices import Device
@@ -92,17 +93,20 @@ def subject_of(recipe: Recipe, trust_code: bool = False) -> Subject:
     Raises:
         UserError: the data or the model to start from is not here, or does not fit the recipe.
     """
+    odd = {"method.bits": recipe.method.arguments.get("bits"), "train.ema": recipe.train.ema, "optim.offload": recipe.optim.offload}
+    if uncounted := [name for name, value in odd.items() if value]:
+        raise RecipeError(
+            "{what} cannot be planned yet: its memory would be counted wrongly",
+            "还不能规划 {what}：内存会算错",
+            what=", ".join(uncounted),
+            fix=f"--set {uncounted[0]}={'false' if uncounted[0] == 'optim.offload' else 'null'}   plans the training without it",
+        )
     mode = fake_mode()
     base = None if recipe.init is None else modelfolder.load(recipe.init, trust_code=trust_code)
     task = modelfolder.build_task(recipe.task.name, recipe.task.arguments)
     prepared = prepare(like_base(task.reads(recipe.data), base), classification=task.classification, kind=task.kind)
-    if configure := getattr(task, "configure", None):
-        configure(prepared.config)
+    fit(task, prepared, base, recipe.keep_classes)
     if base is not None:
-        task.read_files(base.path)
-    task.fit(prepared.dataset, prepared.splits["train"])
-    if base is not None:
-        task.load_state({"labels": task.state()["labels"], "preprocessor": base.task.state()["preprocessor"] | task.own_state()})
         model: Any = base.model
         if task.num_outputs != base.task.num_outputs and hasattr(model, "reset_head"):
             model.reset_head(task.num_outputs)
@@ -121,11 +125,7 @@ def subject_of(recipe: Recipe, trust_code: bool = False) -> Subject:
     encoded = task.prepare(prepared.dataset, prepared.splits["train"], CPU, workers=0)
     size = min(recipe.train.batch_size, len(encoded))
     batches = Batches(task, encoded, batch_size=size, micro_batch_size=size, seed=recipe.train.seed, device=CPU)
-    total = recipe.train.steps if recipe.train.steps is not None else batches.order.steps(float(recipe.train.epochs or 1))
-    if recipe.train.tokens is not None:
-        total = -(-int(recipe.train.tokens) // (size * task.tokens_per_sample))
-    assert isinstance(total, int)
-    return Subject(recipe, task, model, batches, total, mode)
+    return Subject(recipe, task, model, batches, steps_of(recipe, batches), mode)
 
 
 def forecast(subject: Subject, device: Device) -> Forecast:
