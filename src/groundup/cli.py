@@ -492,7 +492,10 @@ def plan(
         str,
         typer.Argument(
             metavar="RECIPE|MODEL",
-            help=_help("A recipe; with --data the model to tune.", "recipe；与 --data 同用时为要微调的模型。"),
+            help=_help(
+                "A recipe; a model to tune, with --data; or one without its weights: a size (8B), a config.json or its folder, hub:owner/name.",
+                "recipe；与 --data 同用时为要微调的模型；或不含权重的模型：规模名（8B）、config.json 或其目录、hub:owner/name。",
+            ),
         ),
     ],
     device: Annotated[
@@ -507,6 +510,22 @@ def plan(
         str | None, typer.Option("--data", metavar="SPEC", help=_help("What the model is to be tuned on.", "用来微调模型的数据。"))
     ] = None,
     method: Annotated[str, typer.Option("--method", metavar="full|lora|...", help=_help("As of tune.", "与 tune 相同。"))] = "full",
+    gpus: Annotated[int, typer.Option("--gpus", metavar="N", help=_help("GPUs of each node.", "每个节点的 GPU 数。"))] = 1,
+    nodes: Annotated[int, typer.Option("--nodes", metavar="M", help=_help("Nodes.", "节点数。"))] = 1,
+    sharding: Annotated[
+        str,
+        typer.Option(
+            "--sharding",
+            metavar="fsdp|ddp",
+            help=_help(
+                "With several GPUs: weights, gradients and optimizer states divided (FSDP2) or whole on each (DDP).",
+                "多 GPU 时：权重、梯度与优化器状态分片（FSDP2），或每卡完整保存（DDP）。",
+            ),
+        ),
+    ] = "fsdp",
+    price: Annotated[
+        float | None, typer.Option("--price", metavar="X", help=_help("Of one device for an hour.", "每个设备每小时的价格。"))
+    ] = None,
     sets: Sets = None,
     trust_code: Trust = False,
     json: Json = False,
@@ -516,13 +535,19 @@ def plan(
     from groundup import inspecting, pipeline
 
     overrides = _sets(sets)
+    options: dict[str, Any] = {
+        "device": device,
+        "gpus": gpus,
+        "nodes": nodes,
+        "sharding": sharding,
+        "price": price,
+        "trust_code": trust_code,
+    }
 
     def run() -> Any:
         if data is None:
-            return pipeline.plan(recipe, overrides, device=device, trust_code=trust_code)
-        return pipeline.plan(
-            pipeline.tuning_recipe(recipe, data, method, overrides, trust_code=trust_code), device=device, trust_code=trust_code
-        )
+            return pipeline.plan(recipe, overrides, method=method, **options)
+        return pipeline.plan(pipeline.tuning_recipe(recipe, data, method, overrides, trust_code=trust_code), **options)
 
     return Call(run, inspecting.print_forecast, json, status=lambda r: 0 if r["fits"] else 3)
 

@@ -328,48 +328,70 @@ def print_plan(facts: dict[str, Any]) -> None:
     )
 
 
-OWNERS_ZH = {
-    "weights": "权重",
-    "adapters": "适配器",
-    "gradients": "梯度",
-    "optimizer": "优化器状态",
-    "activations": "激活值",
-    "logits": "logits",
-    "workspace": "反向传播的工作区",
-    "update": "参数更新的工作区",
-    "data": "数据",
-}
-
-
 def print_forecast(facts: dict[str, Any]) -> None:
+    from groundup.planning.forecast import OWNERS_ZH
+
     memory, (quick, slow) = facts["memory"], facts["train_seconds"]
-    size = files.human_bytes
+    size, human = files.human_bytes, units.human_seconds
+    devices = facts["device"] + (f" x {facts['gpus']} ({facts['sharding']})" if facts["gpus"] > 1 else "")
     console.line(
         say(
-            "{verdict}: {peak} of {capacity} on {device} ({precision}); {n:,} steps in about {quick} to {slow}",
-            "{verdict_zh}：{device} 的 {capacity} 中需要 {peak}（{precision}）；{n:,} 步约需 {quick} 到 {slow}",
+            "{verdict}: {peak} of {capacity} on {device} ({precision}); {n:,} steps in about {time}",
+            "{verdict_zh}：{device} 的 {capacity} 中需要 {peak}（{precision}）；{n:,} 步约需 {time_zh}",
             verdict="fits" if facts["fits"] else "does not fit",
             verdict_zh="放得下" if facts["fits"] else "放不下",
-            peak=size(memory["peak"]),
+            peak=size(max(memory["peak"], facts["evaluation"])),
             capacity=size(memory["capacity"]),
-            device=facts["device"],
+            device=devices,
             precision=facts["precision"],
             n=facts["steps"],
-            quick=units.human_seconds(quick),
-            slow=units.human_seconds(slow),
+            time=human(quick) if human(quick) == human(slow) else f"{human(quick)} to {human(slow)}",
+            time_zh=human(quick) if human(quick) == human(slow) else f"{human(quick)} 到 {human(slow)}",
         ),
         style="green" if facts["fits"] else "red",
     )
     console.line(
         say(
-            "{n:,} parameters, {t:,} trained; batches of {batch} in micro-batches of {micro}; a checkpoint of {disk}",
-            "{n:,} 个参数，训练 {t:,} 个；每批 {batch} 个样本，微批次 {micro} 个；每个检查点 {disk}",
+            "{n:,} parameters, {t:,} trained; batches of {batch} in micro-batches of {micro}",
+            "{n:,} 个参数，训练 {t:,} 个；每批 {batch} 个样本，微批次 {micro} 个",
             n=facts["parameters"]["all"],
             t=facts["parameters"]["trainable"],
             batch=facts["batch_size"],
             micro=facts["micro_batch_size"],
-            disk=size(facts["disk"]["checkpoint"]),
         )
+    )
+    console.line(
+        say(
+            "the process {resident}, evaluation {evaluation}; a checkpoint {disk}, the run's folder {run}",
+            "进程共 {resident}，评估 {evaluation}；每个检查点 {disk}，运行目录 {run}",
+            resident=size(facts["resident"]),
+            evaluation=size(facts["evaluation"]),
+            disk=size(facts["disk"]["checkpoint"]),
+            run=size(facts["disk"]["run"]),
+        )
+        + (
+            say("; keys and values of a sequence {kv}", "；一条序列的 KV 缓存 {kv}", kv=size(facts["kv_cache"]))
+            if facts["kv_cache"]
+            else ""
+        )
+    )
+    if facts["kilowatt_hours"]:
+        low, high = facts["kilowatt_hours"]
+        console.line(
+            say("energy {low:.2f} to {high:.2f} kWh", "能耗 {low:.2f} 到 {high:.2f} 千瓦时", low=low, high=high)
+            + (
+                say(", price {a:,.2f} to {b:,.2f}", "，费用 {a:,.2f} 到 {b:,.2f}", a=facts["cost"][0], b=facts["cost"][1])
+                if facts["cost"]
+                else ""
+            )
+        )
+    console.line(
+        say("the time is that of three steps measured here", "时间由本机实测的三步得出")
+        if facts["calibrated"]
+        else say(
+            "the time is from peak rates of {source}, not measured", "时间由 {source} 的峰值速率推算，未经实测", source=facts["source"]
+        ),
+        style="dim",
     )
     owners = sorted(((k, v) for k, v in memory.items() if k not in ("peak", "capacity")), key=lambda pair: -pair[1])
     console.table(
@@ -388,7 +410,8 @@ def print_forecast(facts: dict[str, Any]) -> None:
                 slower=change["slower"],
             )
         )
-        console.command(" ".join(f"--set {k}={v}" for k, v in change["set"].items()))
+        words = [f"--gpus {change['gpus']}"] if "gpus" in change else []
+        console.command(" ".join(words + [f"--set {k}={v}" for k, v in change["set"].items()]))
 
 
 MARKS = {"error": "✗", "warning": "!", "info": "·"}

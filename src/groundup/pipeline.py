@@ -6,6 +6,7 @@ From the command line to `loss.backward()`: `cli.main -> pipeline.train -> loop.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -27,10 +28,10 @@ from groundup.checking.recipes import check_job
 from groundup.checking.script import LIMIT, check_script
 from groundup.checking.selftests import self_tests
 from groundup.checking.subject import from_objects
-from groundup.core import console, device, files
-from groundup.core.errors import DataError, GateError, GroundupError, ModelError, TrainError, did_you_mean
+from groundup.core import console, device, files, units
+from groundup.core.errors import DataError, GateError, GroundupError, ModelError, RecipeError, TrainError, did_you_mean
 from groundup.core.messages import say
-from groundup.core.recipe import Columns, Data, Picture, Recipe, Split, build, load, override
+from groundup.core.recipe import Columns, Data, Picture, Recipe, Split, build, load, override, shipped
 from groundup.core.registry import METHODS, TASKS
 from groundup.core.run import RunFolder, resolve_run
 from groundup.data.pictures import IMAGE_SUFFIXES, pil_picture
@@ -144,6 +145,8 @@ def train(
             run.decisions["budget"] = {"value": chosen.overrides, "reason": chosen.reason, "reason_zh": chosen.reason_zh}
         with jobs.removed_on_failure(run):
             job = jobs.build(resolved, run, resume=resume, trust_code=trust_code, train_base=lambda name: train(name).path, ranks=ranks)
+            if job.resumed_from is None:
+                _tell_plan(job)
             if check and job.resumed_from is None and ranks.world == 1 and _seconds(job) > SHORT:
                 report = check_job(job, fast=True)
                 _stop_at_errors(report.joined(self_tests(job)) if _seconds(job) > LONG else report)
@@ -203,27 +206,134 @@ def check(
 
 
 def plan(
-    recipe: str | Path | Recipe | Mapping[str, Any],
+    target: str | Path | Recipe | Mapping[str, Any],
     overrides: Overrides | None = None,
     *,
+    method: str = "full",
     device: str | None = None,
+    gpus: int = 1,
+    nodes: int = 1,
+    sharding: str = "fsdp",
+    price: float | None = None,
+    calibrate: bool = True,
     trust_code: bool = False,
 ) -> dict[str, Any]:
-    """Whether a training fits and how long it takes, from one step on tensors without contents; nothing is trained.
+    """Whether a training fits, how long it takes and what it costs, from steps on tensors without contents.
 
     Args:
+        target: a recipe; or a language model without its weights: a size ('8B'), a config.json or its folder, hub:owner/name.
+        method: for a model: how it is to be tuned.
         device: a name of `planning.devices.DEVICES` or 'cpu'; None is this machine's.
+        gpus: of each node; sharding: see `forecast`. price: of one device for an hour.
+        calibrate: on this machine's own device three real steps are measured, where that takes less than a minute.
 
     Returns: see `Forecast.as_json`; where it does not fit, `advice` lists changes of the recipe, each with its own peak.
     """
-    from groundup.planning import devices, forecast
+    from groundup.planning import devices, forecast, shapes
 
     begin = time.monotonic()
-    resolved = load(recipe, overrides or {})
+    if gpus < 1 or nodes < 1:
+        raise RecipeError(
+            "--gpus {gpus} --nodes {nodes}: at least 1 is expected", "--gpus {gpus} --nodes {nodes}：至少应为 1", gpus=gpus, nodes=nodes
+        )
+    overrides = dict(overrides or {})
+    shape = isinstance(target, (str, Path)) and not _is_recipe(str(target)) and shapes.is_shape(str(target))
+
+    def subject(changes: Overrides) -> forecast.Subject:
+        if shape:
+            named = {k: v for k, v in changes.items() if k != "method.name"}
+            return shapes.subject_of_shape(str(target), changes.get("method.name", method), overrides | named)
+        return forecast.subject_of(load(resolved, changes), trust_code)
+
+    resolved = subject({}).recipe if shape else load(target, overrides)
     on = devices.find(device)
-    found = forecast.forecast(forecast.subject_of(resolved, trust_code), on)
-    changes = [] if found.fits else forecast.advice(resolved, on, found, trust_code)
-    return {"name": resolved.name, **found.as_json(), "advice": changes, "seconds": round(time.monotonic() - begin, 2)}
+    planned = subject({})
+    steps = None
+    found = forecast.forecast(planned, on, gpus * nodes, sharding)
+    if calibrate and not shape and device is None and gpus * nodes == 1 and found.fits and 6 * found.step_seconds[1] < 60:
+        steps = _three_steps(resolved, trust_code)
+        if steps["attention"] is not None:
+            planned.model.attention_path = steps["attention"]
+        found = forecast.forecast(planned, on)
+        found.calibrated, found.step_seconds = steps["seconds"], (0.9 * steps["seconds"], 1.15 * steps["seconds"])
+    changes = [] if found.fits else forecast.advice(resolved, subject, on, found, sharding)
+    return {"name": resolved.name, **found.as_json(price), "advice": changes, "seconds": round(time.monotonic() - begin, 2)}
+
+
+def _is_recipe(name: str) -> bool:
+    return name in shipped() or name.endswith((".yaml", ".yml"))
+
+
+def _three_steps(recipe: Recipe, trust_code: bool) -> dict[str, Any]:
+    """The median seconds of three real steps of a training that is thrown away, and how it computes attention."""
+    with console.muted(), tempfile.TemporaryDirectory(prefix="groundup-plan-") as folder:
+        resolved, run, _ = open_run(recipe, {}, Path(folder) / "run", resume=False, extend=False)
+        try:
+            job = jobs.build(resolved, run, resume=False, trust_code=trust_code, train_base=lambda name: train(name).path)
+            job.plan.stage(0, job.state.total).enter(job.state.model)
+            took = []
+            for _ in range(4):
+                began = time.perf_counter()
+                loop.step(job.state, job.batches, job.task, job.plan)
+                if job.plan.device.type == "cuda":
+                    torch.cuda.synchronize()
+                took.append(time.perf_counter() - began)
+            return {"seconds": sorted(took[1:])[1], "attention": getattr(job.state.model, "attention_path", None)}
+        finally:
+            run.close()
+
+
+def _tell_plan(job: Job) -> None:
+    """Three lines before a training begins: memory, time, disk. What cannot be planned stops nothing."""
+    from groundup.planning import forecast
+
+    run, size, seconds = job.run, files.human_bytes, _seconds(job)
+    kept = job.state.model.state_dict().values()
+    disk = 3 * sum(t.numel() * t.element_size() for t in kept)
+    here = device.available_memory()
+    owners = ""
+    try:
+        if job.plan.device.type == "cpu":
+            found = forecast.of_job(job)
+            need, disk = max(found.peak, found.evaluation), 3 * found.checkpoint
+            largest = sorted(found.memory.items(), key=lambda pair: -pair[1])[:3]
+            owners = ", ".join(f"{say('{en}', '{zh}', en=k, zh=forecast.OWNERS_ZH.get(k, k))} {size(v)}" for k, v in largest)
+        else:
+            need = device.memory_in_use(str(job.plan.device))
+            here = torch.cuda.mem_get_info()[1] if job.plan.device.type == "cuda" else here
+    except Exception as error:  # unusual models: the training itself does not depend on it
+        need, owners = 0, f"{type(error).__name__}: {error}".splitlines()[0][:80]
+    if need:
+        console.line(
+            say(
+                "plan: memory of tensors {need} of {here}: {owners}",
+                "规划：张量内存 {here} 中的 {need}：{owners}",
+                need=size(need),
+                here=size(here),
+                owners=owners,
+            )
+        )
+    else:
+        console.line(say("plan: memory could not be told ({why})", "规划：无法估计内存（{why}）", why=owners))
+    console.line(
+        say(
+            "plan: about {time} for {n:,} steps, evaluations apart",
+            "规划：{n:,} 步约需 {time}，评估另计",
+            time=units.human_seconds(seconds),
+            n=job.state.total,
+        )
+    )
+    free = shutil.disk_usage(run.path).free
+    console.line(
+        say(
+            "plan: disk {disk} for checkpoints and model, {free} free",
+            "规划：检查点与模型需 {disk} 磁盘，剩余 {free}",
+            disk=size(disk),
+            free=size(free),
+        ),
+        style="red" if disk > free else "",
+    )
+    run.event("planned", tensors=need, seconds=round(seconds, 1), disk=disk)
 
 
 def _check_recipe(recipe: str | Path | Recipe | Mapping[str, Any] | None, overrides: Overrides | None) -> Report:

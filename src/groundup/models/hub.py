@@ -302,6 +302,17 @@ def _json(path: Path) -> dict[str, Any]:
     raise ModelError("{path} cannot be read: {cause}", "无法读取 {path}：{cause}", path=path, cause=cause)
 
 
+def fetch_config(spec: str) -> Path:
+    """The config.json of a hub repository, `owner/name[@revision]`, and nothing else of it. Raises ModelError where it is neither here nor there."""
+    from huggingface_hub import hf_hub_download
+
+    name, _, revision = spec.partition("@")
+    try:
+        return Path(hf_hub_download(name, "config.json", revision=revision or None))
+    except Exception as error:  # offline, unknown, gated: the hub's client has a kind for each, and looks into its cache by itself
+        raise _not_to_be_had(name, error) from error
+
+
 def fetch(spec: str) -> Path:
     """The local copy of a hub repository, `owner/name[@revision]`; fetched where it is not there yet and the hub can be reached.
 
@@ -320,15 +331,18 @@ def fetch(spec: str) -> Path:
         try:
             return Path(snapshot_download(name, revision=revision or None, local_files_only=True))
         except Exception:
-            cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelError(
-                "hub:{name} cannot be had, and there is no copy here: {cause}",
-                "无法取得 hub:{name}，本地也没有副本：{cause}",
-                name=name,
-                cause=cause,
-                fix="check the name and the network (HF_ENDPOINT names a mirror), or give a local folder",
-                fix_zh="检查名称与网络（HF_ENDPOINT 可指定镜像），或给出本地文件夹",
-            ) from error
+            raise _not_to_be_had(name, error) from error
+
+
+def _not_to_be_had(name: str, error: Exception) -> ModelError:
+    return ModelError(
+        "hub:{name} cannot be had, and there is no copy here: {cause}",
+        "无法取得 hub:{name}，本地也没有副本：{cause}",
+        name=name,
+        cause=(str(error).strip() or type(error).__name__).splitlines()[0],
+        fix="check the name and the network (HF_ENDPOINT names a mirror), or give a local folder",
+        fix_zh="检查名称与网络（HF_ENDPOINT 可指定镜像），或给出本地文件夹",
+    )
 
 
 # -- timm ----------------------------------------------------------------------------------------------------------------------

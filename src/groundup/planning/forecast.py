@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from groundup import modelfolder
-from groundup.core.errors import RecipeError
-from groundup.core.recipe import Recipe, load
+from groundup.core.device import available_memory
+from groundup.core.errors import GroundupError, RecipeError
+from groundup.core.recipe import Recipe
 from groundup.core.registry import METHODS
 from groundup.data.prepare import prepare
 from groundup.jobs import fit, like_base, steps_of
 from groundup.models.base import build_model, count_parameters, placed
+from groundup.models.decoder import Decoder
 from groundup.models.language import LanguageModel
 from groundup.planning.devices import Device
 from groundup.planning.trace import Trace, Work, as_fake, fake_mode, step
@@ -25,17 +29,43 @@ from groundup.training.batches import Batches
 from groundup.training.optim import build_optimizers
 from groundup.tuning import stages_of
 
+if TYPE_CHECKING:
+    from groundup.jobs import Job
+
 CPU = torch.device("cpu")
+FEW = (2, 3)  # layers that are traced of models with more than twice as many
 KERNEL = 8e-6  # seconds in which a GPU's host starts one kernel
+CONTEXT_OF_A_GPU = 700 * 2**20  # CUDA's context with cuBLAS, which no allocator of tensors sees
+LIBRARIES = 60 * 2**20  # threads' stacks, packed matrices and pools of kernels on CPUs
+NF4 = 0.516  # bytes of a number in four bits, its quantised scales included (Dettmers et al., QLoRA, arXiv 2305.14314, 3)
+LIKE_TEXT = ("language-modeling", "instruction-tuning", "preference-tuning")
+
+OWNERS_ZH = {
+    "weights": "权重",
+    "adapters": "适配器",
+    "gradients": "梯度",
+    "optimizer": "优化器状态",
+    "activations": "激活值",
+    "logits": "logits",
+    "workspace": "反向传播的工作区",
+    "update": "参数更新的工作区",
+    "data": "数据",
+    "gathered": "汇集的参数",
+    "buckets": "梯度通信缓冲",
+    "dequantised": "反量化的矩阵",
+    "ema": "滑动平均权重",
+}
 
 
 @dataclass
 class Forecast:
-    """What a training needs.
+    """What a training needs, of one device where there are several.
 
     Args:
-        memory: owner -> bytes at the moment when most memory stands; peak: their sum; capacity: what the device has.
-        step_seconds: of one optimizer step, from quick to slow. checkpoint: bytes of one checkpoint.
+        moments: for each phase of a step, and for an evaluation, owner -> bytes when most stands; memory: of the worst phase of a step; peak: its sum.
+        step_seconds: of one optimizer step, from quick to slow. checkpoint: bytes of one checkpoint, and of its copy in the host's memory on GPUs.
+        cache: bytes of keys and values of one sequence as long as the model's context.
+        traffic: bytes that a device sends and receives in a step. calibrated: seconds of a step measured here, where that was done.
     """
 
     device: Device
@@ -44,22 +74,53 @@ class Forecast:
     batch_size: int
     micro_batch_size: int
     steps: int
-    memory: dict[str, int]
+    moments: dict[str, dict[str, int]]
     flops: float
     step_seconds: tuple[float, float]
     checkpoint: int
+    cache: int
+    gpus: int = 1
+    sharding: str | None = None
+    traffic: float = 0.0
+    calibrated: float | None = None
+
+    @property
+    def memory(self) -> dict[str, int]:
+        return max((m for phase, m in self.moments.items() if phase != "evaluation"), key=lambda m: sum(m.values()))
+
+    @property
+    def evaluation(self) -> int:
+        return sum(self.moments["evaluation"].values())
 
     @property
     def peak(self) -> int:
         return sum(self.memory.values())
 
     @property
-    def fits(self) -> bool:
-        return self.peak <= self.device.memory
+    def resident(self) -> int:
+        """What the process takes above its imports: on CPUs the tensors and what the libraries keep for themselves; on GPUs the driver's context."""
+        return self.peak + (CONTEXT_OF_A_GPU if self.device.gpu else LIBRARIES)
 
-    def as_json(self) -> dict[str, Any]:
+    @property
+    def fits(self) -> bool:
+        return max(self.peak, self.evaluation) <= self.device.memory
+
+    @property
+    def hours(self) -> tuple[float, float]:
+        quick, slow = (s * self.steps / 3600 for s in self.step_seconds)
+        return quick, slow
+
+    def as_json(self, price: float | None = None) -> dict[str, Any]:
+        """price: of one device for an hour, in any currency."""
+        energy = [round(h * self.gpus * self.device.watts / 1000, 3) for h in self.hours] if self.device.watts else None
         return {
             "device": self.device.name,
+            "gpus": self.gpus,
+            "sharding": self.sharding,
+            "traffic": round(self.traffic),
+            "calibrated": self.calibrated,
+            "kilowatt_hours": energy,
+            "cost": None if price is None else [round(h * self.gpus * price, 2) for h in self.hours],
             "source": self.device.source,
             "precision": self.precision,
             "parameters": {"all": self.parameters[0], "trainable": self.parameters[1]},
@@ -67,6 +128,10 @@ class Forecast:
             "micro_batch_size": self.micro_batch_size,
             "steps": self.steps,
             "memory": {**self.memory, "peak": self.peak, "capacity": self.device.memory},
+            "evaluation": self.evaluation,
+            "resident": self.resident,
+            "kv_cache": self.cache,
+            "staging": self.checkpoint,
             "fits": self.fits,
             "step_flops": self.flops,
             "step_seconds": [round(s, 6) for s in self.step_seconds],
@@ -93,14 +158,6 @@ def subject_of(recipe: Recipe, trust_code: bool = False) -> Subject:
     Raises:
         UserError: the data or the model to start from is not here, or does not fit the recipe.
     """
-    odd = {"method.bits": recipe.method.arguments.get("bits"), "train.ema": recipe.train.ema, "optim.offload": recipe.optim.offload}
-    if uncounted := [name for name, value in odd.items() if value]:
-        raise RecipeError(
-            "{what} cannot be planned yet: its memory would be counted wrongly",
-            "还不能规划 {what}：内存会算错",
-            what=", ".join(uncounted),
-            fix=f"--set {uncounted[0]}={'false' if uncounted[0] == 'optim.offload' else 'null'}   plans the training without it",
-        )
     mode = fake_mode()
     base = None if recipe.init is None else modelfolder.load(recipe.init, trust_code=trust_code)
     task = modelfolder.build_task(recipe.task.name, recipe.task.arguments)
@@ -118,58 +175,220 @@ def subject_of(recipe: Recipe, trust_code: bool = False) -> Subject:
             model = build_model(recipe.model.name, recipe.model.arguments, task.input_shape, task.num_outputs)
     if recipe.train.checkpointing != "none" and isinstance(model, LanguageModel):
         model.recompute(recipe.train.checkpointing)
-    method = METHODS.get(recipe.method.name)
-    with mode:
-        stages = stages_of(method.target(model, **METHODS.build_arguments(method, recipe.method.arguments, "method")))
-    stages[-1].enter(model)
+    changed_by_method(model, recipe, mode)
     encoded = task.prepare(prepared.dataset, prepared.splits["train"], CPU, workers=0)
     size = min(recipe.train.batch_size, len(encoded))
     batches = Batches(task, encoded, batch_size=size, micro_batch_size=size, seed=recipe.train.seed, device=CPU)
     return Subject(recipe, task, model, batches, steps_of(recipe, batches), mode)
 
 
-def forecast(subject: Subject, device: Device) -> Forecast:
-    """Traces a step for this device; a micro-batch of `auto` is halved until it fits, as a training does."""
+def changed_by_method(model: nn.Module, recipe: Recipe, mode: Any) -> None:
+    """The tuning method's change of the model; a base in fewer bits stays whole here, its bytes are counted afterwards."""
+    method = METHODS.get(recipe.method.name)
+    arguments = {k: v for k, v in recipe.method.arguments.items() if k != "bits"}
+    with mode:
+        stages = stages_of(method.target(model, **METHODS.build_arguments(method, arguments, "method")))
+    stages[-1].enter(model)
+
+
+def of_job(job: Job) -> Forecast:
+    """Of a training that is about to start on this machine's CPU, with its rehearsed step as the time."""
+    mode = fake_mode()
+    batches = copy.copy(job.batches)
+    subject = Subject(job.recipe, job.task, as_fake(job.state.model, mode), batches, job.state.total, mode)
+    here = Device("cpu", available_memory(), {"float32": 1.0}, 1.0, "this machine", gpu=False)
+    found = _traced(subject, here, "float32", batches.micro_batch_size)
+    found.calibrated = float(job.run.decisions["step_seconds"]["value"])
+    found.step_seconds = (found.calibrated, 1.25 * found.calibrated)
+    return found
+
+
+def forecast(subject: Subject, device: Device, gpus: int = 1, sharding: str = "fsdp") -> Forecast:
+    """Traces a step for this device; a micro-batch of `auto` is halved until it fits, as a training does.
+
+    Args:
+        gpus: devices that share each batch. sharding: 'fsdp' (weights, gradients and optimizer states divided among them) or 'ddp' (whole on each).
+    """
     recipe, batches = subject.recipe, subject.batches
+    if gpus > 1 and (batches.batch_size % gpus or not device.gpu):
+        raise RecipeError(
+            "--gpus {n}: train.batch_size = {batch} is to be a multiple of it, and the device a GPU",
+            "--gpus {n}：train.batch_size = {batch} 应是它的倍数，且设备应为 GPU",
+            n=gpus,
+            batch=batches.batch_size,
+            fix="--set train.batch_size={n}   --device h100",
+        )
     precision = recipe.train.precision if recipe.train.precision != "auto" else "bfloat16" if device.gpu else "float32"
     wanted = recipe.train.micro_batch_size
     small = None if device.gpu else getattr(subject.task, "small_batch", None)
-    size = min(int(wanted), batches.batch_size) if wanted != "auto" else batches.batch_size
+    size = min(int(wanted) if wanted != "auto" else batches.batch_size, batches.batch_size // gpus)
     if wanted == "auto" and small is not None:
         size = min(size, small(batches.encoded))
-    while True:
-        found = _traced(subject, device, precision, size)
-        if found.fits or wanted != "auto" or size == 1:
-            return found
+
+    def planned(size: int) -> Forecast:
+        found = _layered(subject, device, precision, size)
+        return _shared(found, subject, gpus, sharding) if gpus > 1 else found
+
+    found = planned(size)
+    if found.fits or wanted != "auto" or size == 1:
+        return found
+    least, most = planned(1), size
+    each = max(1.0, (found.peak - least.peak) / (size - 1))  # bytes of a sample
+    while size > 1:
         size //= 2
+        # Only a size that may fit is looked at: tracing a deep model takes seconds.
+        if least.peak + each * (size - 1) <= 1.02 * device.memory and size < most and size > 1 and (found := planned(size)).fits:
+            return found
+    return least
 
 
-# Changes of a recipe that spare memory, the cheapest in time first. The update of Muon stacks all matrices of a shape.
-SPARING = (
-    {"train.micro_batch_size": 1},
-    {"optim.name": "adamw"},
-    {"train.checkpointing": "selective"},
-    {"train.checkpointing": "whole"},
-    {"train.checkpointing": "whole", "train.micro_batch_size": 1},
-    {"train.checkpointing": "whole", "train.micro_batch_size": 1, "optim.name": "adamw"},
-)
+def _layered(subject: Subject, device: Device, precision: str, size: int) -> Forecast:
+    """Of deep models a few layers are traced and the rest is extrapolated: every layer adds the same."""
+    found = _stack(subject.model)
+    if found is None:
+        return _traced(subject, device, precision, size)
+    parent, name, layers = found
+    try:
+        few, more = (_with(parent, name, layers[:n], lambda: _traced(subject, device, precision, size)) for n in FEW)
+    finally:
+        setattr(parent, name, layers)
+    times = (len(layers) - FEW[0]) / (FEW[1] - FEW[0])
+
+    def on(a: Any, b: Any) -> Any:
+        return type(b)(a + (b - a) * times)
+
+    quick, slow = (on(a, b) for a, b in zip(few.step_seconds, more.step_seconds))
+    return replace(
+        more,
+        parameters=count_parameters(subject.model),
+        moments={
+            phase: {k: max(0, on(few.moments[phase].get(k, 0), v)) for k, v in memory.items()} for phase, memory in more.moments.items()
+        },
+        flops=on(few.flops, more.flops),
+        step_seconds=(quick, slow),
+        checkpoint=on(few.checkpoint, more.checkpoint),
+        cache=_cache_of(subject.model, subject.recipe),
+    )
 
 
-def advice(recipe: Recipe, device: Device, own: Forecast, trust_code: bool = False) -> list[dict[str, Any]]:
-    """Changes after which the training needs less, each traced: those that make it fit, or else the one that spares most."""
+def _with(parent: nn.Module, name: str, layers: nn.ModuleList, call: Callable[[], Forecast]) -> Forecast:
+    setattr(parent, name, layers)
+    return call()
+
+
+def _stack(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList] | None:
+    """The module that holds the layers of a deep model, its attribute, and the layers."""
+    found = [(m, n, c) for m in model.modules() for n, c in m.named_children() if isinstance(c, nn.ModuleList) and len(c) > 2 * FEW[1]]
+    alike = [f for f in found if len({type(layer) for layer in f[2]}) == 1]
+    return max(alike, key=lambda f: len(f[2]), default=None)
+
+
+def _shared(one: Forecast, subject: Subject, gpus: int, sharding: str) -> Forecast:
+    """The same training on several devices: memory of one of them, its share of the work, and what has to be sent.
+
+    'fsdp' is FSDP2 with one group for each layer and one for the rest: weights, gradients and optimizer states are divided; gathered are the rest, the layer
+    that computes and the one that is fetched ahead, in the dtype of the products, and the gradients of two layers in float32 until they are reduced (Zhao et
+    al., PyTorch FSDP, arXiv 2304.11277, 3.3 and 4.1). 'ddp' keeps everything whole, and the gradients once more in buckets (Li et al., arXiv 2006.15704, 3.2.3).
+    """
+    if sharding not in ("fsdp", "ddp"):
+        raise RecipeError(
+            "--sharding {name}: fsdp or ddp is expected", "--sharding {name}：应为 fsdp 或 ddp", name=sharding, fix="--sharding fsdp"
+        )
+    device = one.device
+    parameters = list(subject.model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    gradients = 4 * trained
+    micro = one.batch_size // gpus / one.micro_batch_size
+    ring = (gpus - 1) / gpus
+    moments = {phase: dict(memory) for phase, memory in one.moments.items()}
+    if sharding == "ddp":
+        for memory in moments.values():
+            memory["buckets"] = gradients
+        traffic = 2 * ring * gradients
+    else:
+        width = 2 if one.precision != "float32" else 4
+        found = _stack(subject.model)
+        layers = found[2] if found is not None else []
+        layer = max((sum(p.numel() for p in m.parameters()) for m in layers), default=0)
+        moved = max((sum(p.numel() for p in m.parameters() if p.requires_grad) for m in layers), default=0)
+        rest = sum(p.numel() for p in parameters) - sum(p.numel() for m in layers for p in m.parameters())
+        for phase, memory in moments.items():
+            for owner in ("weights", "adapters", "gradients", "optimizer", "update", "ema"):
+                if owner in memory:
+                    memory[owner] = -(-memory[owner] // gpus)
+            if phase != "update":  # by then all is given back
+                memory["gathered"] = width * (rest + 2 * layer) + 4 * 2 * moved
+        whole = width * sum(p.numel() for p in parameters)
+        traffic = ring * micro * (2 * whole + gradients)
+    link = device.link if gpus <= device.per_node else device.network
+    sending = traffic / link
+    quick, slow = (s / gpus for s in one.step_seconds)
+    # The quick end hides all sending behind the computing, the slow end none of it.
+    return replace(
+        one,
+        moments=moments,
+        gpus=gpus,
+        sharding=sharding,
+        traffic=traffic,
+        step_seconds=(max(quick, sending), slow + sending),
+    )
+
+
+def advice(
+    recipe: Recipe, build: Callable[[dict[str, Any]], Subject], device: Device, own: Forecast, sharding: str = "fsdp"
+) -> list[dict[str, Any]]:
+    """Changes after which the training needs less, each planned anew: those that make it fit, the cheapest in time first, or else the one that spares most.
+
+    Args:
+        build: overrides -> what is to be planned with them.
+    """
+    context = getattr(own, "context", None) or recipe.task.arguments.get("context")
+    micro, whole = {"train.micro_batch_size": 1}, {"train.checkpointing": "whole"}
+    tried: list[dict[str, Any]] = [micro]
+    if recipe.optim.name == "muon":  # its update stacks all matrices of a shape
+        tried.append({"optim.name": "adamw"})
+    if recipe.task.name in LIKE_TEXT:
+        tried += [{"train.checkpointing": "selective"}, whole, whole | micro]
+        tried += [whole | micro | {"optim.name": "adamw"}] if recipe.optim.name == "muon" else []
+        if context and int(context) > 512:
+            tried.append(micro | {"task.context": int(context) // 2})
+        if recipe.method.name == "full":
+            tried += [{"method.name": "lora"}, whole | micro | {"method.name": "lora"}]
+        rank = int(recipe.method.arguments.get("rank", 16))
+        if recipe.method.name == "lora" and rank > 8:
+            tried.append({"method.rank": rank // 2})
+        if recipe.method.name in ("full", "lora") and not recipe.method.arguments.get("bits") and device.gpu:
+            tried += [{"method.name": "lora", "method.bits": 4}, whole | micro | {"method.name": "lora", "method.bits": 4}]
+    if device.gpu and not recipe.optim.offload:
+        tried.append({"optim.offload": True})
     found: list[dict[str, Any]] = []
-    for changes in SPARING:
-        text = recipe.task.name in ("language-modeling", "instruction-tuning", "preference-tuning")
-        if ("train.checkpointing" in changes and not text) or ("optim.name" in changes and recipe.optim.name != "muon"):
+    for changes in tried:
+        try:
+            other = forecast(build(changes), device, own.gpus, sharding)
+        except GroundupError:  # a change that this recipe does not allow
             continue
-        changed = load(recipe, changes)
-        other = forecast(subject_of(changed, trust_code), device)
         if other.peak < own.peak:
-            found.append(
-                {"set": changes, "peak": other.peak, "fits": other.fits, "slower": round(other.step_seconds[0] / own.step_seconds[0], 2)}
-            )
-    fitting = [a for a in found if a["fits"]]
-    return fitting or sorted(found, key=lambda a: a["peak"])[:1]
+            slower = (other.step_seconds[0] + other.step_seconds[1]) / (own.step_seconds[0] + own.step_seconds[1])
+            found.append({"set": changes, "peak": other.peak, "fits": other.fits, "slower": round(slower, 2)})
+    if not device.gpu or own.gpus > 1:
+        fitting = []
+    else:  # as many devices as the batch can be divided among
+        fitting = [n for n in (2, 4, 8) if own.batch_size % n == 0]
+    for n in fitting if not any(a["fits"] for a in found) else ():
+        other = forecast(build({}), device, n, sharding)
+        found.append(
+            {
+                "gpus": n,
+                "set": {},
+                "peak": other.peak,
+                "fits": other.fits,
+                "slower": round(sum(other.step_seconds) / sum(own.step_seconds), 2),
+            }
+        )
+        if other.fits:
+            break
+    good = sorted((a for a in found if a["fits"]), key=lambda a: a["slower"])
+    return good[:5] or sorted(found, key=lambda a: a["peak"])[:1]
 
 
 def _traced(subject: Subject, device: Device, precision: str, size: int) -> Forecast:
@@ -185,17 +404,20 @@ def _traced(subject: Subject, device: Device, precision: str, size: int) -> Fore
         with cast:
             return task.loss(model, batch).sum / batches.batch_size
 
-    with warnings.catch_warnings(), trace:
+    with warnings.catch_warnings(), trace, trace.few_chunks():
         warnings.simplefilter("ignore")  # of kernels that would be chosen for real numbers
         for p in model.parameters():
             trace.see(p, "weights" if not p.requires_grad or not _adapts(model) else "adapters")
         for b in model.buffers():
             trace.see(b, "weights")
-        for round_ in range(2):  # the second one meets the optimizer's state
-            trace.mark(f"step {round_}")
+        for _ in range(2):  # the second one meets the optimizer's state
             step(trace, model, loss, _two(subject, trace), optimizers, clip=recipe.train.clip_norm is not None)
-        trace.mark("end")
-    _, memory = trace.peak()
+        model.eval()
+        with trace.doing("evaluation"), torch.no_grad(), cast:
+            for batch in _two(subject, trace, evaluating=True):
+                task.loss(model, batch)
+    model.train()
+    moments = {phase: _corrected(recipe, model, memory) for phase, memory in trace.peaks().items()}
     done = min(2, batches.per_step)
     times = batches.per_step / (2 * done)
     per_micro = [trace.work[k] for k in ("activations", "workspace")]
@@ -225,11 +447,36 @@ def _traced(subject: Subject, device: Device, precision: str, size: int) -> Fore
         batches.batch_size,
         size,
         subject.steps,
-        dict(memory),
+        moments,
         flops,
         (quick, slow),
         state + kept,
+        _cache_of(model, recipe),
     )
+
+
+def _corrected(recipe: Recipe, model: nn.Module, memory: dict[str, int]) -> dict[str, int]:
+    """With the bytes that settings save and add which the trace does not run: a base in fewer bits, states on the host, averaged weights."""
+    memory = dict(memory)
+    if bits := recipe.method.arguments.get("bits"):
+        matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and not m.weight.requires_grad]
+        matrices = [w for w in matrices if w.shape[0] != getattr(model, "vocabulary", None)]
+        each = NF4 if bits == 4 else 1.0
+        memory["weights"] -= sum(int(w.numel() * (w.element_size() - each)) for w in matrices)
+        memory["dequantised"] = max((w.numel() * w.element_size() for w in matrices), default=0)
+    if recipe.optim.offload:
+        memory.pop("optimizer", None)
+    if recipe.train.ema is not None:
+        memory["ema"] = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return memory
+
+
+def _cache_of(model: nn.Module, recipe: Recipe) -> int:
+    """Bytes of the keys and values of one sequence."""
+    if not isinstance(model, Decoder):
+        return 0
+    context = min(model.context, int(recipe.task.arguments.get("context", model.context)))
+    return 2 * len(model.model.layers) * model.kv_heads * model.head_dim * context * model.output_weight.element_size()
 
 
 def _as_on(device: Device, update: Work) -> Work:
@@ -241,10 +488,13 @@ def _adapts(model: nn.Module) -> bool:
     return any("lora_A" in n for n, _ in model.named_parameters())
 
 
-def _two(subject: Subject, trace: Trace) -> Any:
-    """The first micro-batches, two at most: of more, the memory is the same."""
-    for k, batch in enumerate(subject.batches.micro(0)):
-        if k == 2:
+def _two(subject: Subject, trace: Trace, evaluating: bool = False) -> Any:
+    """The first micro-batches, two at most: of more, the memory is the same. In evaluations the batch has the task's own size."""
+    batches = copy.copy(subject.batches)
+    if evaluating:
+        batches.micro_batch_size = min(batches.batch_size, subject.task.evaluation_batch)
+    for k, batch in enumerate(batches.micro(0)):
+        if k == (1 if evaluating else 2):
             return
         if batch.inputs.is_floating_point():
             batch.inputs = subject.mode.from_tensor(batch.inputs)

@@ -13,14 +13,18 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
+
+from groundup.tasks import token_loss
+
+if TYPE_CHECKING:
+    from groundup.planning.forecast import Subject
 
 aten = torch.ops.aten
 ATTENTION = (aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention_for_cpu_backward)
@@ -50,12 +54,12 @@ class Trace(TorchDispatchMode):
         super().__init__()
         self.mode, self.vocabulary = mode, vocabulary
         self.phase = "weights"
-        self.events: list[tuple[int, int]] = []  # (storage number, bytes added)
+        self.times = 1  # how often what is done now would be done
+        self.events: list[tuple[int, int, str]] = []  # (storage number, bytes added, what was being done)
         self.owner: dict[int, str] = {}
         self.number: dict[int, int] = {}  # a storage's address -> its number, while it lives
         self.size: dict[int, int] = {}
         self.work: dict[str, Work] = defaultdict(Work)
-        self.marks: dict[str, int] = {}
         self._references: dict[int, Any] = {}
 
     # -- storages ----------------------------------------------------------------------------------------------------------
@@ -67,23 +71,27 @@ class Trace(TorchDispatchMode):
             number = len(self.owner)
             self.number[key], self.size[number] = number, storage.nbytes()
             self.owner[number] = owner or self._owner(tensor)
-            self.events.append((number, self.size[number]))
+            self.events.append((number, self.size[number], self.phase))
             self._references[key] = weakref.ref(storage, partial(self._gone, key))
         elif owner is not None:
             self.owner[self.number[key]] = owner
 
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """A storage that is known has another size now, without an operation (FSDP frees what it gathered so)."""
+        number = self.number.get(storage._cdata)
+        if number is not None and (change := storage.nbytes() - self.size[number]):
+            self.size[number] += change
+            self.events.append((number, change, self.phase))
+
     def _gone(self, key: int, reference: Any) -> None:
         number = self.number.pop(key)
         del self._references[key]
-        self.events.append((number, -self.size[number]))
+        self.events.append((number, -self.size[number], self.phase))
 
     def _owner(self, tensor: Tensor) -> str:
         if self.phase in ("activations", "evaluation") and self.vocabulary and tensor.ndim and tensor.shape[-1] == self.vocabulary:
             return "logits"
         return self.phase
-
-    def mark(self, name: str) -> None:
-        self.marks[name] = len(self.events)
 
     # -- operations --------------------------------------------------------------------------------------------------------
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -102,9 +110,9 @@ class Trace(TorchDispatchMode):
                 out = func(*args, **kwargs)
         else:
             out = func(*args, **kwargs)
-        tensors = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
+        tensors = list(_tensors(out))
         fresh = [t for t in tensors if t.untyped_storage()._cdata not in self.number]
-        read = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
+        read = [*_tensors(args), *_tensors(kwargs)]
         for t in tensors:
             self.see(t)
         if fresh or func._schema.is_mutable:
@@ -113,13 +121,13 @@ class Trace(TorchDispatchMode):
 
     def _count(self, packet: Any, args: Any, kwargs: Any, out: Any, read: list[Tensor], fresh: list[Tensor]) -> None:
         work = self.work[self.phase]
-        work.kernels += 1
+        work.kernels += self.times
         moved = fresh or read[:1]
-        work.bytes += sum(t.numel() * t.element_size() for t in (*read, *moved))
+        work.bytes += self.times * sum(t.numel() * t.element_size() for t in (*read, *moved))
         if packet in ATTENTION:
-            work.flops[_dtype(read[0])] += _attention_flops(packet, args)
+            work.flops[_dtype(read[0])] += self.times * _attention_flops(packet, args)
         elif packet in flop_registry:
-            work.flops[_dtype(read[0])] += flop_registry[packet](*args, **kwargs, out_val=out)
+            work.flops[_dtype(read[0])] += self.times * flop_registry[packet](*args, **kwargs, out_val=out)
 
     @contextmanager
     def doing(self, phase: str) -> Iterator[None]:
@@ -127,19 +135,52 @@ class Trace(TorchDispatchMode):
         yield
         self.phase = before
 
+    @contextmanager
+    def few_chunks(self) -> Iterator[None]:
+        """A loss that is computed in chunks takes two of them, the second one for all others: memory is the same, and a large vocabulary has hundreds."""
+        all_chunks = token_loss._chunks
+
+        def two(rows: int, vocabulary: int) -> Iterator[slice]:
+            cuts = all_chunks(rows, vocabulary)
+            yield from cuts[:1]
+            if cuts[1:]:
+                self.times = len(cuts) - 1
+                yield cuts[1]
+                self.times = 1
+
+        token_loss._chunks = two  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            token_loss._chunks, self.times = all_chunks, 1
+
     # -- what came of it ---------------------------------------------------------------------------------------------------
-    def peak(self, begin: str | None = None, end: str | None = None) -> tuple[int, dict[str, int]]:
-        """The most bytes that stood at once between two marks, and whose they were."""
-        first, last = self.marks.get(begin or "", 0), self.marks.get(end or "", len(self.events))
-        at, most, now = 0, -1, 0
-        for k, (_, change) in enumerate(self.events[:last]):
+    def peaks(self) -> dict[str, dict[str, int]]:
+        """For each phase the moment at which most bytes stood, and whose they were."""
+        now, most, at = 0, dict[str, int](), dict[str, int]()
+        for k, (_, change, phase) in enumerate(self.events):
             now += change
-            if k >= first - 1 and now > most:
-                at, most = k, now
-        live: dict[str, int] = defaultdict(int)
-        for number, change in self.events[: at + 1]:
-            live[self.owner[number]] += change
-        return max(most, 0), {k: v for k, v in live.items() if v}
+            if now > most.get(phase, -1):
+                most[phase], at[phase] = now, k
+        found = {}
+        for phase, last in at.items():
+            live: dict[str, int] = defaultdict(int)
+            for number, change, _ in self.events[: last + 1]:
+                live[self.owner[number]] += change
+            found[phase] = {k: v for k, v in live.items() if v}
+        return found
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    """As torch's tree_flatten, which takes longer than the operation that is looked at."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (list, tuple)):
+        for part in tree:
+            yield from _tensors(part)
+    elif isinstance(tree, dict):
+        for part in tree.values():
+            yield from _tensors(part)
 
 
 def _dtype(tensor: Tensor) -> str:
@@ -156,7 +197,7 @@ def _numbers(indices: Any) -> list[Any]:
 
 def _makes_numbers(func: Any, args: Any, kwargs: Any) -> bool:
     """Whether this makes a float tensor out of nothing (an empty buffer, zeros)."""
-    if any(isinstance(a, Tensor) for a in tree_flatten((args, kwargs))[0]) or not any(a.name == "dtype" for a in func._schema.arguments):
+    if next(_tensors(args), None) is not None or not any(a.name == "dtype" for a in func._schema.arguments):
         return False
     return bool((kwargs.get("dtype") or torch.float32).is_floating_point) and func._overloadpacket is not aten.arange
 
@@ -201,29 +242,93 @@ def step(
     optimizers: list[torch.optim.Optimizer],
     *,
     clip: bool = True,
+    parameters: Callable[[], list[nn.Parameter]] | None = None,
 ) -> None:
-    """One optimizer step in the loop's order: micro-batches, clipping, update. Gradients are left standing, as the loop leaves them."""
+    """One optimizer step in the loop's order: micro-batches, clipping, update. Gradients are left standing, as the loop leaves them.
+
+    Args:
+        parameters: what the optimizers work on, with its gradients, where that is not the model's parameters but parts of them.
+    """
+    own = parameters or (lambda: list(model.parameters()))
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)
     for batch in batches:
         with trace.doing("activations"):
             found = loss(batch)
         with trace.doing("workspace"):
             found.backward()
         del found
-        for p in model.parameters():
+        for p in own():
             if p.grad is not None:
                 trace.see(p.grad, "gradients")
     with trace.doing("workspace"):
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        trained = [p for p in own() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         if clip:
-            torch.nn.utils.clip_grads_with_norm_([p for p in model.parameters() if p.grad is not None], 1.0, norm)
+            torch.nn.utils.clip_grads_with_norm_(trained, 1.0, norm)
     with trace.doing("update"):
         for optimizer in optimizers:
             optimizer.step()
     for optimizer in optimizers:
         for state in optimizer.state.values():
-            for value in tree_flatten(state)[0]:
-                if isinstance(value, Tensor):
-                    trace.see(value, "optimizer")
+            for value in _tensors(state):
+                trace.see(value, "optimizer")
+
+
+def two_steps(
+    trace: Trace,
+    subject: Subject,
+    optimizers: list[torch.optim.Optimizer],
+    cast: Any,
+    parameters: Callable[[], list[nn.Parameter]] | None = None,
+) -> None:
+    """Two optimizer steps of a subject, of which the second one meets the optimizer's state; `trace` is entered. See `step`."""
+    task, model, total = subject.task, subject.model, subject.batches.batch_size
+
+    def loss(batch: Any) -> Tensor:
+        with cast:
+            return task.loss(model, batch).sum / total
+
+    for p in (parameters or model.parameters)():
+        trace.see(p, "adapters" if p.requires_grad and adapts(model) else "weights")
+    for b in model.buffers():
+        trace.see(b, "weights")
+    clip = subject.recipe.train.clip_norm is not None
+    for _ in range(2):
+        step(trace, model, loss, micro_batches(trace, subject), optimizers, clip=clip, parameters=parameters)
+
+
+def evaluation(trace: Trace, subject: Subject, cast: Any) -> None:
+    """A batch of an evaluation; `trace` is entered."""
+    subject.model.eval()
+    with trace.doing("evaluation"), torch.no_grad(), cast:
+        for batch in micro_batches(trace, subject, evaluating=True):
+            subject.task.loss(subject.model, batch)
+    subject.model.train()
+
+
+def micro_batches(trace: Trace, subject: Subject, evaluating: bool = False) -> Iterator[Any]:
+    """The first micro-batches, two at most: of more, the memory is the same. In evaluations the batch has the task's own size."""
+    batches = copy.copy(subject.batches)
+    if evaluating:
+        batches.micro_batch_size = min(batches.batch_size, subject.task.evaluation_batch)
+    for k, batch in enumerate(batches.micro(0)):
+        if k == (1 if evaluating else 2):
+            return
+        if batch.inputs.is_floating_point():
+            batch.inputs = subject.mode.from_tensor(batch.inputs)
+        trace.see(batch.inputs, "data")
+        trace.see(batch.targets, "data")
+        yield batch
+
+
+def adapts(model: nn.Module) -> bool:
+    return any("lora_A" in n for n, _ in model.named_parameters())
+
+
+def stack_of(model: nn.Module, more_than: int = 0) -> tuple[nn.Module, str, nn.ModuleList] | None:
+    """The module that holds the layers of a model with more than so many, its attribute, and the layers."""
+    found = [(m, n, c) for m in model.modules() for n, c in m.named_children() if isinstance(c, nn.ModuleList) and len(c) > more_than]
+    alike = [f for f in found if len({type(layer) for layer in f[2]}) == 1]
+    return max(alike, key=lambda f: len(f[2]), default=None)
