@@ -9,7 +9,8 @@ import groundup
 from groundup import cli, jobs
 from groundup.core.errors import RecipeError
 from groundup.core.recipe import load
-from groundup.planning import devices
+from groundup.planning import devices, shapes
+from groundup.planning import forecast as forecasting
 from groundup.planning.devices import Device
 from groundup.planning.forecast import forecast, subject_of
 from groundup.training import loop
@@ -106,3 +107,73 @@ def test_an_unknown_device_names_the_known_ones():
 def test_devices_name_their_source(name):
     device = devices.DEVICES[name]
     assert device.source and device.memory > 2**30 and device.flops["bfloat16"] >= device.flops["float32"]
+
+
+# -- models without their weights, several devices --------------------------------------------------------------------------------
+TINY = {"task.context": 64, "task.vocabulary": 512, "train.batch_size": 8}
+
+
+def test_the_layers_that_are_not_traced_are_extrapolated(monkeypatch):
+    subject = shapes.subject_of_shape("5M", "full", TINY | {"model.layers": 8, "train.checkpointing": "whole"})
+    guessed = forecasting.forecast(subject, HERE)
+    monkeypatch.setattr(forecasting, "FEW", (8, 9))  # as it is: no layer is left out
+    traced = forecasting.forecast(subject, HERE)
+    assert guessed.peak == pytest.approx(traced.peak, rel=0.01)
+    assert guessed.evaluation == pytest.approx(traced.evaluation, rel=0.01)
+    assert guessed.flops == pytest.approx(traced.flops, rel=1e-6)
+    assert guessed.parameters == traced.parameters
+
+
+def test_a_config_is_enough(tmp_path, capsys):
+    config = {
+        "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 300,
+        "intermediate_size": 128, "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": False,
+    }  # fmt: skip
+    folder = tmp_path / "一个 模型"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    assert cli.main(["plan", str(folder), "--method", "lora", "--device", "rtx4090", "--price", "2", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert 0 < facts["parameters"]["trainable"] < facts["parameters"]["all"]
+    assert facts["kv_cache"] == 2 * 2 * 2 * 16 * 128 * 4
+    assert facts["cost"] and facts["kilowatt_hours"] and facts["calibrated"] is None
+    (folder / "config.json").write_text("{}")
+    assert cli.main(["plan", str(folder), "--lang", "en"]) == 2
+    assert "model_type" in capsys.readouterr().err
+    assert cli.main(["plan", str(tmp_path / "nothing"), "--lang", "en"]) == 2
+
+
+def test_fewer_bits_averages_and_offloading_are_counted():
+    def peak(changes, method="lora"):
+        return forecasting.forecast(shapes.subject_of_shape("5M", method, TINY | changes), devices.find("h100"))
+
+    plain, four = peak({}), peak({"method.bits": 4})
+    assert four.memory["weights"] < plain.memory["weights"]
+    averaged, offloaded, full = peak({"train.ema": 0.99}, "full"), peak({"optim.offload": True}, "full"), peak({}, "full")
+    assert averaged.memory["ema"] == 4 * full.parameters[1] and offloaded.peak < full.peak
+
+
+def test_far_too_large_a_model_gets_the_strongest_advice_first(monkeypatch):
+    small = Device("small", 100 * 2**20, {"float32": 1e12, "bfloat16": 1e12}, 1e11, "assumed")
+    monkeypatch.setattr(devices, "find", lambda name: small)
+    facts = groundup.plan("50M", TINY | {"train.batch_size": 2}, device="small")
+    assert not facts["fits"] and any(a["fits"] for a in facts["advice"])
+    assert facts["advice"][-1]["set"]["method.name"] == "lora"
+
+
+def test_three_real_steps_are_measured_here():
+    facts = groundup.plan("digits-cnn")
+    assert facts["calibrated"] and facts["step_seconds"][0] < facts["calibrated"] < facts["step_seconds"][1]
+    assert groundup.plan("digits-cnn", calibrate=False)["calibrated"] is None
+
+
+@pytest.mark.parametrize("options", [{"gpus": 3}, {"gpus": 0}, {"gpus": 2, "sharding": "other"}])
+def test_devices_that_cannot_share_the_batch_are_refused(options):
+    with pytest.raises(RecipeError):
+        groundup.plan("1M", TINY, device="h100", **options)
+
+
+def test_every_training_begins_with_three_lines(tmp_path, capsys):
+    assert cli.main(["train", "digits-cnn", "--set=train.steps=2", f"--out={tmp_path / 'run'}", "--lang", "en"]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("plan:")]
+    assert len(told) == 3 and "memory of tensors" in told[0]

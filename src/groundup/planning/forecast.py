@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from groundup.models.base import build_model, count_parameters, placed
 from groundup.models.decoder import Decoder
 from groundup.models.language import LanguageModel
 from groundup.planning.devices import Device
-from groundup.planning.trace import Trace, Work, as_fake, fake_mode, step
+from groundup.planning.trace import Trace, Work, adapts, as_fake, evaluation, fake_mode, stack_of, two_steps
 from groundup.tasks.base import Task
 from groundup.training.batches import Batches
 from groundup.training.optim import build_optimizers
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from groundup.jobs import Job
 
 CPU = torch.device("cpu")
+PATIENCE = 25.0  # seconds in which advice is looked for
 FEW = (2, 3)  # layers that are traced of models with more than twice as many
 KERNEL = 8e-6  # seconds in which a GPU's host starts one kernel
 CONTEXT_OF_A_GPU = 700 * 2**20  # CUDA's context with cuBLAS, which no allocator of tensors sees
@@ -50,6 +52,7 @@ OWNERS_ZH = {
     "workspace": "反向传播的工作区",
     "update": "参数更新的工作区",
     "data": "数据",
+    "cast": "权重的 16 位副本",
     "gathered": "汇集的参数",
     "buckets": "梯度通信缓冲",
     "dequantised": "反量化的矩阵",
@@ -244,7 +247,7 @@ def forecast(subject: Subject, device: Device, gpus: int = 1, sharding: str = "f
 
 def _layered(subject: Subject, device: Device, precision: str, size: int) -> Forecast:
     """Of deep models a few layers are traced and the rest is extrapolated: every layer adds the same."""
-    found = _stack(subject.model)
+    found = stack_of(subject.model, 2 * FEW[1])
     if found is None:
         return _traced(subject, device, precision, size)
     parent, name, layers = found
@@ -276,50 +279,26 @@ def _with(parent: nn.Module, name: str, layers: nn.ModuleList, call: Callable[[]
     return call()
 
 
-def _stack(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList] | None:
-    """The module that holds the layers of a deep model, its attribute, and the layers."""
-    found = [(m, n, c) for m in model.modules() for n, c in m.named_children() if isinstance(c, nn.ModuleList) and len(c) > 2 * FEW[1]]
-    alike = [f for f in found if len({type(layer) for layer in f[2]}) == 1]
-    return max(alike, key=lambda f: len(f[2]), default=None)
-
-
 def _shared(one: Forecast, subject: Subject, gpus: int, sharding: str) -> Forecast:
     """The same training on several devices: memory of one of them, its share of the work, and what has to be sent.
 
-    'fsdp' is FSDP2 with one group for each layer and one for the rest: weights, gradients and optimizer states are divided; gathered are the rest, the layer
-    that computes and the one that is fetched ahead, in the dtype of the products, and the gradients of two layers in float32 until they are reduced (Zhao et
-    al., PyTorch FSDP, arXiv 2304.11277, 3.3 and 4.1). 'ddp' keeps everything whole, and the gradients once more in buckets (Li et al., arXiv 2006.15704, 3.2.3).
+    'fsdp' is FSDP2 itself on ranks that do not exist, see `sharded`; 'ddp' keeps everything whole, and the gradients once more in the buckets in which
+    they are summed (Li et al., arXiv 2006.15704, 3.2.3).
     """
     if sharding not in ("fsdp", "ddp"):
         raise RecipeError(
             "--sharding {name}: fsdp or ddp is expected", "--sharding {name}：应为 fsdp 或 ddp", name=sharding, fix="--sharding fsdp"
         )
     device = one.device
-    parameters = list(subject.model.parameters())
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
-    gradients = 4 * trained
-    micro = one.batch_size // gpus / one.micro_batch_size
-    ring = (gpus - 1) / gpus
-    moments = {phase: dict(memory) for phase, memory in one.moments.items()}
     if sharding == "ddp":
-        for memory in moments.values():
-            memory["buckets"] = gradients
-        traffic = 2 * ring * gradients
+        gradients = sum(p.numel() * p.element_size() for p in subject.model.parameters() if p.requires_grad)
+        moments = {phase: memory | {"buckets": gradients} for phase, memory in one.moments.items()}
+        traffic = 2 * (gpus - 1) / gpus * gradients
     else:
-        width = 2 if one.precision != "float32" else 4
-        found = _stack(subject.model)
-        layers = found[2] if found is not None else []
-        layer = max((sum(p.numel() for p in m.parameters()) for m in layers), default=0)
-        moved = max((sum(p.numel() for p in m.parameters() if p.requires_grad) for m in layers), default=0)
-        rest = sum(p.numel() for p in parameters) - sum(p.numel() for m in layers for p in m.parameters())
-        for phase, memory in moments.items():
-            for owner in ("weights", "adapters", "gradients", "optimizer", "update", "ema"):
-                if owner in memory:
-                    memory[owner] = -(-memory[owner] // gpus)
-            if phase != "update":  # by then all is given back
-                memory["gathered"] = width * (rest + 2 * layer) + 4 * 2 * moved
-        whole = width * sum(p.numel() for p in parameters)
-        traffic = ring * micro * (2 * whole + gradients)
+        from groundup.planning.sharded import sharded_moments  # torch's distributed part takes a second to import
+
+        traced, traffic = sharded_moments(subject, precision=one.precision, size=one.micro_batch_size, world=gpus)
+        moments = {phase: _corrected(subject.recipe, subject.model, memory, gpus) for phase, memory in traced.items()}
     link = device.link if gpus <= device.per_node else device.network
     sending = traffic / link
     quick, slow = (s / gpus for s in one.step_seconds)
@@ -342,11 +321,13 @@ def advice(
     Args:
         build: overrides -> what is to be planned with them.
     """
-    context = getattr(own, "context", None) or recipe.task.arguments.get("context")
+    context = recipe.task.arguments.get("context")
     micro, whole = {"train.micro_batch_size": 1}, {"train.checkpointing": "whole"}
     tried: list[dict[str, Any]] = [micro]
     if recipe.optim.name == "muon":  # its update stacks all matrices of a shape
         tried.append({"optim.name": "adamw"})
+    if device.gpu and not recipe.optim.offload:
+        tried.append({"optim.offload": True})
     if recipe.task.name in LIKE_TEXT:
         tried += [{"train.checkpointing": "selective"}, whole, whole | micro]
         tried += [whole | micro | {"optim.name": "adamw"}] if recipe.optim.name == "muon" else []
@@ -359,10 +340,13 @@ def advice(
             tried.append({"method.rank": rank // 2})
         if recipe.method.name in ("full", "lora") and not recipe.method.arguments.get("bits") and device.gpu:
             tried += [{"method.name": "lora", "method.bits": 4}, whole | micro | {"method.name": "lora", "method.bits": 4}]
-    if device.gpu and not recipe.optim.offload:
-        tried.append({"optim.offload": True})
     found: list[dict[str, Any]] = []
+    if own.peak > 2 * device.memory:
+        tried.reverse()  # small changes will not do, and there is no time to try them all
+    begin = time.monotonic()
     for changes in tried:
+        if time.monotonic() - begin > PATIENCE or sum(a["fits"] for a in found) == 3:
+            break
         try:
             other = forecast(build(changes), device, own.gpus, sharding)
         except GroundupError:  # a change that this recipe does not allow
@@ -397,26 +381,12 @@ def _traced(subject: Subject, device: Device, precision: str, size: int) -> Fore
     model.zero_grad(set_to_none=True)
     model.train()
     cast = contextlib.nullcontext() if precision == "float32" else torch.autocast("cpu", getattr(torch, precision))
-    optimizers = build_optimizers(model, recipe.optim, "cpu")
+    optimizers = build_optimizers(model, recipe.optim.model_copy(update={"offload": False}), "cpu")
     trace = Trace(subject.mode, task.num_outputs if task.kind == "text" else None)
-
-    def loss(batch: Any) -> torch.Tensor:
-        with cast:
-            return task.loss(model, batch).sum / batches.batch_size
-
     with warnings.catch_warnings(), trace, trace.few_chunks():
         warnings.simplefilter("ignore")  # of kernels that would be chosen for real numbers
-        for p in model.parameters():
-            trace.see(p, "weights" if not p.requires_grad or not _adapts(model) else "adapters")
-        for b in model.buffers():
-            trace.see(b, "weights")
-        for _ in range(2):  # the second one meets the optimizer's state
-            step(trace, model, loss, _two(subject, trace), optimizers, clip=recipe.train.clip_norm is not None)
-        model.eval()
-        with trace.doing("evaluation"), torch.no_grad(), cast:
-            for batch in _two(subject, trace, evaluating=True):
-                task.loss(model, batch)
-    model.train()
+        two_steps(trace, subject, optimizers, cast)
+        evaluation(trace, subject, cast)
     moments = {phase: _corrected(recipe, model, memory) for phase, memory in trace.peaks().items()}
     done = min(2, batches.per_step)
     times = batches.per_step / (2 * done)
@@ -427,7 +397,7 @@ def _traced(subject: Subject, device: Device, precision: str, size: int) -> Fore
     state = sum(
         v.numel() * v.element_size() for o in optimizers for s in o.state.values() for v in s.values() if isinstance(v, torch.Tensor)
     )
-    kept = sum(t.numel() * t.element_size() for n, t in model.state_dict().items() if not _adapts(model) or n in trained)
+    kept = sum(t.numel() * t.element_size() for n, t in model.state_dict().items() if not adapts(model) or n in trained)
     quick, slow = (
         sum(
             sum(f / (device.flops.get(d, device.flops["float32"]) * share) for d, f in w.flops.items()) * n
@@ -455,19 +425,19 @@ def _traced(subject: Subject, device: Device, precision: str, size: int) -> Fore
     )
 
 
-def _corrected(recipe: Recipe, model: nn.Module, memory: dict[str, int]) -> dict[str, int]:
+def _corrected(recipe: Recipe, model: nn.Module, memory: dict[str, int], gpus: int = 1) -> dict[str, int]:
     """With the bytes that settings save and add which the trace does not run: a base in fewer bits, states on the host, averaged weights."""
     memory = dict(memory)
     if bits := recipe.method.arguments.get("bits"):
         matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and not m.weight.requires_grad]
         matrices = [w for w in matrices if w.shape[0] != getattr(model, "vocabulary", None)]
         each = NF4 if bits == 4 else 1.0
-        memory["weights"] -= sum(int(w.numel() * (w.element_size() - each)) for w in matrices)
+        memory["weights"] -= sum(int(w.numel() * (w.element_size() - each)) for w in matrices) // gpus
         memory["dequantised"] = max((w.numel() * w.element_size() for w in matrices), default=0)
     if recipe.optim.offload:
         memory.pop("optimizer", None)
     if recipe.train.ema is not None:
-        memory["ema"] = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        memory["ema"] = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) // gpus
     return memory
 
 
@@ -482,22 +452,3 @@ def _cache_of(model: nn.Module, recipe: Recipe) -> int:
 def _as_on(device: Device, update: Work) -> Work:
     """Muon's products are in bfloat16 on GPUs."""
     return Work({"bfloat16": update.all_flops}, update.bytes, update.kernels) if device.gpu else update
-
-
-def _adapts(model: nn.Module) -> bool:
-    return any("lora_A" in n for n, _ in model.named_parameters())
-
-
-def _two(subject: Subject, trace: Trace, evaluating: bool = False) -> Any:
-    """The first micro-batches, two at most: of more, the memory is the same. In evaluations the batch has the task's own size."""
-    batches = copy.copy(subject.batches)
-    if evaluating:
-        batches.micro_batch_size = min(batches.batch_size, subject.task.evaluation_batch)
-    for k, batch in enumerate(batches.micro(0)):
-        if k == (1 if evaluating else 2):
-            return
-        if batch.inputs.is_floating_point():
-            batch.inputs = subject.mode.from_tensor(batch.inputs)
-        trace.see(batch.inputs, "data")
-        trace.see(batch.targets, "data")
-        yield batch

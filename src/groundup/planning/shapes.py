@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def subject_of_shape(name: str, method: str = "full", overrides: dict[str, Any] 
         modelfolder.read_config(config) if config is not None else ("decoder", {"size": name}, 2**31, VOCABULARY)
     )
     tree = {
-        "name": f"plan-{name if config is None else Path(name).name}",
+        "name": "plan-" + (re.sub(r"[^A-Za-z0-9.-]+", "-", Path(name).name).strip("-.") or "model"),
         "task": {"name": "language-modeling", "context": min(longest, CONTEXT)},
         "data": {"source": "stdlib"},
         "model": {"name": architecture, **({} if architecture == "causal-lm" else arguments)},
@@ -123,4 +124,4 @@ def subject_of_shape(name: str, method: str = "full", overrides: dict[str, Any] 
     batches: Any = AssumedBatches(recipe.train.batch_size, task.context)
     tokens = batches.batch_size * task.context
     steps = recipe.train.steps or -(-int(recipe.train.tokens or tokens * 1000) // tokens)
-    return Subject(recipe, task, model, batches, steps, mode)
+    return Subject(recipe, task, model, batches, int(steps), mode)

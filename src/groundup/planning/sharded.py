@@ -24,53 +24,41 @@ from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from groundup.core.errors import GroundupError, RecipeError
+from groundup.core.errors import GroundupError
 from groundup.models.language import LanguageModel
 from groundup.planning.forecast import Subject
 from groundup.planning.trace import Trace, evaluation, stack_of, two_steps
 from groundup.training.optim import build_optimizers
 from groundup.training.parallel import Ranks
 
-FEW = (4, 6)  # layers that are traced of deep models; from four on, each adds the same
+FEW = (
+    3,
+    4,
+)  # layers that are traced of deep models; from three on, each adds the same: that which computes and its two neighbours hold buffers
 WHOLE = 8  # a model with so many layers is traced as it is
 
 
 Moments = dict[str, dict[str, int]]  # of each phase of a step, and of an evaluation: owner -> bytes when most stands
 
 
-def trace_sharded(subject: Subject, *, precision: str, size: int, world: int, kind: str) -> tuple[dict[str, int], float]:
-    """Bytes of each owner on one rank at the peak of a step, and the bytes that it sends in an optimizer step. See `sharded_moments`."""
-    moments, sent = sharded_moments(subject, precision=precision, size=size, world=world, kind=kind)
-    return max((m for phase, m in moments.items() if phase != "evaluation"), key=lambda m: sum(m.values())), sent
-
-
-def sharded_moments(subject: Subject, *, precision: str, size: int, world: int, kind: str) -> tuple[Moments, float]:
+def sharded_moments(subject: Subject, *, precision: str, size: int, world: int) -> tuple[Moments, float]:
     """What one rank holds at the worst moment of each phase, and the bytes that it sends (and receives) in an optimizer step.
 
     Args:
         precision: of the products; weights and optimizer states are what the model's are. size: samples of a micro-batch of one rank.
-        world: how many ranks share each batch. kind: 'fsdp' (FSDP2, a group for each layer and one for the rest) or 'ddp' (everything whole on each).
+        world: how many ranks share each batch.
 
     Raises:
         GroundupError: this process has a process group already.
-        RecipeError: the batch has fewer samples than there are ranks.
     """
-    if subject.batches.batch_size < world:
-        raise RecipeError(
-            "{world} devices need a batch of at least as many samples; train.batch_size = {batch}",
-            "{world} 个设备需要至少同样多样本的批次；train.batch_size = {batch}",
-            world=world,
-            batch=subject.batches.batch_size,
-            fix=f"--set train.batch_size={world}",
-        )
     batches = copy.copy(subject.batches)
     batches.ranks, batches.micro_batch_size = Ranks(0, world), size
     batches.per_step = -(-batches.batch_size // (world * size))
     subject = replace(subject, batches=batches)
-    ranks = _fake_ranks(world) if kind == "fsdp" else contextlib.nullcontext()
-    trace = _fsdp if kind == "fsdp" else _ddp
-    with ranks as mesh:
-        return _layered(subject, lambda part: trace(part, precision, mesh or world))
+    with _fake_ranks(world) as mesh:
+        found = _layered(subject, lambda part: _fsdp(part, precision, mesh))
+        gc.collect()  # FSDP's states refer to themselves, and to the process group
+        return found
 
 
 @contextlib.contextmanager
@@ -117,23 +105,6 @@ def _cast(precision: str) -> Any:
 
 def _vocabulary(subject: Subject) -> int | None:
     return subject.task.num_outputs if subject.task.kind == "text" else None
-
-
-def _ddp(subject: Subject, precision: str, world: int) -> tuple[Moments, float]:
-    """Everything whole, and the gradients once more in the buckets in which they are summed (Li et al., arXiv 2006.15704, 3.2.3)."""
-    model = subject.model
-    model.zero_grad(set_to_none=True)
-    model.train()
-    optimizers = build_optimizers(model, subject.recipe.optim.model_copy(update={"offload": False}), "cpu")
-    trace = Trace(subject.mode, _vocabulary(subject))
-    with warnings.catch_warnings(), trace, trace.few_chunks():
-        warnings.simplefilter("ignore")  # of kernels that would be chosen for real numbers
-        two_steps(trace, subject, optimizers, _cast(precision))
-        evaluation(trace, subject, _cast(precision))
-    moments = trace.peaks()
-    model.zero_grad(set_to_none=True)
-    gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    return {phase: memory | {"buckets": gradients} for phase, memory in moments.items()}, 2 * (world - 1) / world * gradients
 
 
 class _ShardTrace(Trace):
@@ -231,10 +202,7 @@ def _fsdp(subject: Subject, precision: str, mesh: DeviceMesh) -> tuple[Moments, 
         two_steps(trace, subject, optimizers, _cast(precision), parts)
         sent = trace.sent / (2 * min(2, subject.batches.per_step)) * subject.batches.per_step
         evaluation(trace, subject, _cast(precision))
-    moments = trace.peaks()
-    del model, subject, optimizers, sharded, local, part, parts
-    gc.collect()  # FSDP's states refer to themselves, and to the process group
-    return moments, sent
+    return trace.peaks(), sent
 
 
 def _copied(model: nn.Module, mode: Any) -> nn.Module:

@@ -83,6 +83,11 @@ class Trace(TorchDispatchMode):
             self.size[number] += change
             self.events.append((number, change, self.phase))
 
+    def _is_weight(self, tensor: Tensor) -> bool:
+        """Whether a copy of it in another dtype is what mixed precision makes of weights."""
+        number = self.number.get(tensor.untyped_storage()._cdata)
+        return number is not None and self.owner[number] in ("weights", "adapters") and tensor.is_floating_point()
+
     def _gone(self, key: int, reference: Any) -> None:
         number = self.number.pop(key)
         del self._references[key]
@@ -114,7 +119,7 @@ class Trace(TorchDispatchMode):
         fresh = [t for t in tensors if t.untyped_storage()._cdata not in self.number]
         read = [*_tensors(args), *_tensors(kwargs)]
         for t in tensors:
-            self.see(t)
+            self.see(t, "cast" if packet is aten._to_copy and fresh and self._is_weight(args[0]) else None)
         if fresh or func._schema.is_mutable:
             self._count(packet, args, kwargs, out, read, fresh)
         return out
