@@ -31,10 +31,8 @@ from groundup.planning.trace import Trace, evaluation, stack_of, two_steps
 from groundup.training.optim import build_optimizers
 from groundup.training.parallel import Ranks
 
-FEW = (
-    3,
-    4,
-)  # layers that are traced of deep models; from three on, each adds the same: that which computes and its two neighbours hold buffers
+# Layers that are traced of deep models. From three on each adds the same: the one that computes and its two neighbours hold buffers.
+FEW = (3, 4)
 WHOLE = 8  # a model with so many layers is traced as it is
 
 
