@@ -59,7 +59,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 QUICK = ("digits-cnn", "decoder 1M, adamw", "tuning, lora")
 METHODS = ("lora", "full")
-PATIENCE = 6.0  # seconds of counted steps
+PATIENCE = 4.0  # seconds of counted steps
 
 
 # -- what is planned and trained -------------------------------------------------------------------------------------------------------
@@ -71,32 +71,7 @@ def make_base(folder: Path) -> None:
     from groundup.data.tokenizers import train_bpe
 
     chance = random.Random(0)
-    words = [
-        "the",
-        "a",
-        "model",
-        "step",
-        "token",
-        "weight",
-        "memory",
-        "of",
-        "in",
-        "and",
-        "to",
-        "is",
-        "was",
-        "fast",
-        "slow",
-        "small",
-        "large",
-        "question",
-        "answer",
-        "because",
-        "where",
-        "when",
-        "plan",
-        "train",
-    ]
+    words = ["the", "a", "model", "step", "token", "weight", "memory", "of", "in", "to", "is", "was", "fast", "slow", "because", "where", "when", "plan"]  # fmt: skip
 
     def said(least: int, most: int) -> str:
         return " ".join(chance.choice(words) for _ in range(chance.randint(least, most)))
@@ -131,12 +106,32 @@ def recipe_of(case: str, folder: Path) -> Any:
 # -- the turns, each a process of its own ----------------------------------------------------------------------------------------------
 def predict(case: str, folder: Path) -> dict[str, Any]:
     import groundup
+    from groundup import pipeline
     from groundup.core import console
+    from groundup.planning import devices, forecast
 
+    attention: list[str | None] = [None]
+    three_steps = pipeline._three_steps
+
+    def noted(*given: Any) -> dict[str, Any]:
+        found = three_steps(*given)
+        attention[0] = found["attention"]
+        return found
+
+    pipeline._three_steps = noted
+    recipe = recipe_of(case, folder)
     with console.muted():
-        facts = groundup.plan(recipe_of(case, folder), {})
+        facts = groundup.plan(recipe, {})
+        ways = {}
+        if attention[0] is not None:
+            subject = forecast.subject_of(recipe)
+            subject.model.attention_path = other = "explicit" if attention[0] == "sdpa" else "sdpa"
+            found = forecast.forecast(subject, devices.find("cpu"))
+            ways[other] = {"tensors": found.peak, "resident": getattr(found, "resident", None)}
     seconds = facts["step_seconds"]
     return {
+        "attention": attention[0],
+        "ways": ways,
         "tensors": facts["memory"]["peak"],
         "owners": {k: v for k, v in facts["memory"].items() if k not in ("peak", "capacity", "resident")},
         "resident": facts.get("resident", facts["memory"].get("resident")),
@@ -200,7 +195,7 @@ def measure(case: str, folder: Path, imports: list[str]) -> dict[str, Any]:
         with contextlib.suppress(Exception):  # parts that only exist while something else is being imported
             importlib.import_module(name)
     gc.collect()
-    before, level = set(sys.modules), status("VmRSS")
+    before, level, files = set(sys.modules), status("VmRSS"), status("RssFile")
     with console.muted():
         recipe, run, _ = jobs.open_run(recipe_of(case, folder), {}, folder / f"run-{time.monotonic_ns()}", resume=False, extend=False)
         highest_from_now()
@@ -214,7 +209,7 @@ def measure(case: str, folder: Path, imports: list[str]) -> dict[str, Any]:
         began = time.perf_counter()
         loop.step(job.state, job.batches, job.task, job.plan)
         times.append(time.perf_counter() - began)
-    highest, after = status("VmHWM"), status("VmRSS")
+    highest, after, files = status("VmHWM"), status("VmRSS"), status("RssFile") - files
     late = sorted(n for n in set(sys.modules) - before if not n.startswith("__"))
     tensors = peak_of_tensors(job)
     run.close()
@@ -230,6 +225,7 @@ def measure(case: str, folder: Path, imports: list[str]) -> dict[str, Any]:
         "built": built - level,
         "building": building - level,
         "after": after - level,
+        "files": files,
         "encoded": held_by(job.batches.encoded),
         "records": held_by(job.prepared.dataset),
         "late": late,
@@ -401,14 +397,17 @@ def measured_part(names: list[str], folder: Path) -> list[dict[str, Any]]:
             why = (planned.get("failed") or taken.get("failed")).splitlines()[-1]
             print(f"{case:34}left out: {why}", flush=True)
             continue
+        other = taken["attention"] if planned["attention"] not in (None, taken["attention"]) else None
+        if other:  # which way is faster was measured twice, and came out differently: memory is compared of the same way
+            planned |= planned["ways"][other]
         line = f"{case:34}"
         for what, unit, size, form in (("tensors", "MiB", MIB, ",.1f"), ("resident", "MiB", MIB, ",.0f"), ("seconds", "s", 1, ".4f")):
             if planned[what] is None or not taken[what]:
                 line += " -"
                 continue
-            facts = {k: taken[k] for k in ("attention", "micro_batch_size", "threads")}
+            facts = {k: taken[k] for k in ("attention", "micro_batch_size", "threads")} | {"planned_attention": planned["attention"]}
             if what == "resident":
-                facts |= {k: round(taken[k] / MIB, 1) for k in ("imports", "built", "building", "after", "encoded", "records")}
+                facts |= {k: round(taken[k] / MIB, 1) for k in ("imports", "built", "building", "after", "files", "encoded", "records")}
                 facts["above_tensors"] = round((taken["resident"] - planned["tensors"]) / MIB, 1)
             if what == "seconds":
                 facts |= {"calibrated": bool(planned["calibrated"]), "spread": [round(s, 4) for s in taken["spread"]]}
@@ -416,7 +415,7 @@ def measured_part(names: list[str], folder: Path) -> list[dict[str, Any]]:
             parts.append(part)
             mark = " " if part["met"] else "!"
             line += f"{part['ours']:>10{form}} /{part['peer']:>9{form}} {part['ratio'] - 1:+6.1%}{mark}"
-        print(line, flush=True)
+        print(line + (f"  (planned with {planned['attention']}, trained with {other})" if other else ""), flush=True)
     return parts
 
 

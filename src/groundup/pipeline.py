@@ -285,20 +285,21 @@ def _three_steps(recipe: Recipe, trust_code: bool) -> dict[str, Any]:
 
 def _tell_plan(job: Job) -> None:
     """Three lines before a training begins: memory, time, disk. What cannot be planned stops nothing."""
-    from groundup.planning import forecast
-
     run, size, seconds = job.run, files.human_bytes, _seconds(job)
     kept = job.state.model.state_dict().values()
     disk = 3 * sum(t.numel() * t.element_size() for t in kept)
     here = device.available_memory()
     owners = ""
     try:
-        if job.plan.device.type == "cpu":
+        if job.plan.device.type == "cpu" and seconds > SHORT:  # tracing takes some seconds by itself
+            from groundup.planning import forecast
+
             found = forecast.of_job(job)
             need, disk = max(found.peak, found.evaluation), 3 * found.checkpoint
             largest = sorted(found.memory.items(), key=lambda pair: -pair[1])[:3]
             owners = ", ".join(f"{say('{en}', '{zh}', en=k, zh=forecast.OWNERS_ZH.get(k, k))} {size(v)}" for k, v in largest)
         else:
+            owners = say("measured in the rehearsal", "在预演中测得")
             need = device.memory_in_use(str(job.plan.device))
             here = torch.cuda.mem_get_info()[1] if job.plan.device.type == "cuda" else here
     except Exception as error:  # unusual models: the training itself does not depend on it
@@ -306,8 +307,8 @@ def _tell_plan(job: Job) -> None:
     if need:
         console.line(
             say(
-                "plan: memory of tensors {need} of {here}: {owners}",
-                "规划：张量内存 {here} 中的 {need}：{owners}",
+                "plan: memory {need} of {here}: {owners}",
+                "规划：内存 {here} 中的 {need}：{owners}",
                 need=size(need),
                 here=size(here),
                 owners=owners,
@@ -333,7 +334,7 @@ def _tell_plan(job: Job) -> None:
         ),
         style="red" if disk > free else "",
     )
-    run.event("planned", tensors=need, seconds=round(seconds, 1), disk=disk)
+    run.event("planned", memory=need, seconds=round(seconds, 1), disk=disk)
 
 
 def _check_recipe(recipe: str | Path | Recipe | Mapping[str, Any] | None, overrides: Overrides | None) -> Report:

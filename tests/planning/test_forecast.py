@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import groundup
-from groundup import cli, jobs
+from groundup import cli, jobs, pipeline
 from groundup.core.errors import RecipeError
 from groundup.core.recipe import load
 from groundup.planning import devices, shapes
@@ -173,7 +173,10 @@ def test_devices_that_cannot_share_the_batch_are_refused(options):
         groundup.plan("1M", TINY, device="h100", **options)
 
 
-def test_every_training_begins_with_three_lines(tmp_path, capsys):
-    assert cli.main(["train", "digits-cnn", "--set=train.steps=2", f"--out={tmp_path / 'run'}", "--lang", "en"]) == 0
+@pytest.mark.parametrize("short", [0.0, 20.0])
+def test_every_training_begins_with_three_lines(short, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pipeline, "SHORT", short)
+    run = ["train", "digits-cnn", "--set=train.steps=2", "--no-check", f"--out={tmp_path / 'run'}", "--lang", "en"]
+    assert cli.main(run) == 0
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("plan:")]
-    assert len(told) == 3 and "memory of tensors" in told[0]
+    assert len(told) == 3 and ("activations" in told[0] if not short else "measured" in told[0])
