@@ -130,7 +130,7 @@ def test_the_command_surface_is_pinned():
         "train": ["--budget", "--check", "--dry-run", "--extend", "--out", "--resume", "--set", "--trust-code"],
         "check": ["--data", "--method", "--model", "--name", "--set", "--timeout"],
         "explain": [],
-        "plan": ["--data", "--device", "--method", "--set", "--trust-code"],
+        "plan": ["--data", "--device", "--gpus", "--method", "--nodes", "--price", "--set", "--sharding", "--trust-code"],
         "tune": ["--check", "--data", "--dry-run", "--extend", "--general", "--keep-classes", "--method", "--out", "--rehearse", "--resume", "--set", "--trust-code"],
         "evaluate": ["--against", "--data", "--harness", "--out", "--set", "--split", "--trust-code", "--views"],
         "generate": sorted(WRITING), "chat": sorted({*WRITING, "--system"}),
