@@ -10,6 +10,9 @@ data, the way of attention that it chose itself. Measured are
                those included that a training does on its way (Linux only)
     seconds    the median step, without the profiler; against the middle of the interval that was planned
 
+What is planned is the step of the first batch. Steps differ: examples of other lengths, and documents that end within a row, whose masks are kept; the
+measured steps are the first ones of the training, as many as a few seconds hold, and three more.
+
 Second part, published: figures that others measured on GPUs with their own programs, against what is planned for the same shape, batch and method. The
 shapes are written here as a config.json each; no weights are needed. Where their way of training differs from ours in what it keeps, the row says so and
 does not count.

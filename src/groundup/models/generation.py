@@ -6,7 +6,6 @@ Sampled tokens depend on (seed, prompt, step) alone, so a prompt gets the same c
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from groundup.data.order import CounterRandom
 from groundup.data.tokenizers import Tokenizer
 from groundup.models.decoder import MLP, Decoder
 from groundup.models.language import Cache, LanguageModel, RMSNorm
+from groundup.models.native import Laid, Native, usable
 
 Precision = Literal["float32", "bfloat16", "int8"]
 LARGE = 1_500_000  # numbers of a matrix from which x86's int8 product is the quicker one
@@ -173,31 +173,14 @@ class _LayerPlan:
     window: int | None
 
 
-class _Dense:
-    """The decoder's forward pass for one token per row, with matrices that are read together stored together.
+class _Dense(Laid):
+    """The decoder's forward pass for one token per row, with matrices that are read together stored together."""
 
-    Laying the matrices out takes as long as some tokens, so it is kept for the next call, as long as the model lives and its weights stay.
-    """
-
-    kept: weakref.WeakKeyDictionary[Decoder, tuple[Any, _Dense]] = weakref.WeakKeyDictionary()
-
-    @classmethod
-    def of(cls, model: Decoder, rows: int, capacity: int, precision: Precision, *, keep: bool) -> _Dense:
-        key = (rows == 1, precision, [(p.data_ptr(), p._version) for p in model.parameters()])
-        known, made = cls.kept.get(model, (None, None))
-        if made is None or known != key:
-            cls.kept.pop(model, None)  # before the next one is made: there is never more than one
-            made = cls(model, rows, precision)
-            if keep:
-                cls.kept[model] = (key, made)
-        made.reach(capacity)
-        return made
+    any_rows = False
 
     def __init__(self, model: Decoder, rows: int, precision: Precision) -> None:
-        self.heads, self.kv_heads, self.head_dim = model.heads, model.kv_heads, model.head_dim
+        super().__init__(model, rows, precision)
         self.table, self.norm = model.model.embed_tokens.weight, model.model.norm
-        self.frequency, self.factor = model.frequency, model.rope_factor
-        self.cos = self.sin = model.frequency.new_zeros(0)
 
         def matrix(*linears: Any) -> _Matrix:
             biased = linears[0].bias is not None
@@ -215,12 +198,6 @@ class _Dense:
                 )
             )  # fmt: skip
         self.head = _Matrix(model.output_weight.detach(), None, rows, precision)
-
-    def reach(self, capacity: int) -> None:
-        """Rotary positions up to here."""
-        if len(self.cos) < capacity:
-            angles = torch.arange(capacity, device=self.frequency.device, dtype=torch.float32)[:, None] * self.frequency
-            self.cos, self.sin = angles.cos() * self.factor, angles.sin() * self.factor
 
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Logits [B, vocabulary] after one more token of each row, int64 [B]."""
@@ -276,7 +253,7 @@ class _Any:
         return self.model.head(self.model.features(tokens[:, None], cache=cache))[:, -1]
 
 
-def _stepper(model: LanguageModel, rows: int, capacity: int, how: Sampling, *, keep: bool = False) -> _Dense | _Any:
+def _stepper(model: LanguageModel, rows: int, capacity: int, how: Sampling, *, keep: bool = False) -> Native | _Dense | _Any:
     """Laying the matrices out anew pays from some dozens of tokens on."""
     plain = (
         isinstance(model, Decoder) and all(isinstance(layer.mlp, MLP) for layer in model.model.layers) and not hasattr(model, "peft_config")
@@ -289,7 +266,7 @@ def _stepper(model: LanguageModel, rows: int, capacity: int, how: Sampling, *, k
             fix="--precision float32",
         )
     if isinstance(model, Decoder) and plain and (how.max_tokens >= 32 or how.precision != "float32"):
-        return _Dense.of(model, rows, capacity, how.precision, keep=keep)
+        return (Native if usable(model) else _Dense).of(model, rows, capacity, how.precision, keep=keep)
     return _Any(model)
 
 

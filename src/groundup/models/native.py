@@ -1,0 +1,260 @@
+"""The decoder's step for one token per row as a C kernel (decode.c), compiled at first use where the machine has a C compiler.
+
+Without a compiler, or where anything goes wrong, `usable` says no and generation stays on torch; `why_not` tells the reason. GROUNDUP_NATIVE=0 switches it
+off. The library is kept in the cache folder under the hash of all that it was made from.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from groundup.data.cache import cache_folder
+from groundup.models.decoder import Decoder
+from groundup.models.language import Cache
+
+SOURCE = Path(__file__).with_name("decode.c")
+PANEL = 16
+KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}
+FLAGS = ["-O2", "-ftree-vectorize", "-std=gnu11", "-fPIC", "-fopenmp", "-fno-math-errno", "-ffp-contract=fast"]
+
+
+# -- the library -----------------------------------------------------------------------------------------------------------------
+class _Unusable(Exception):
+    pass
+
+
+def _run(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, stdin=subprocess.DEVNULL).stdout
+    except subprocess.CalledProcessError as error:
+        raise _Unusable(f"{command[0]}: {error.stderr.strip()[:500]}") from error
+
+
+def _compiler() -> str:
+    for name in (os.environ.get("CC"), "gcc", "cc", "clang"):
+        if name and (path := shutil.which(name)):
+            return path
+    raise _Unusable("no C compiler")
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        return "\n".join(line for line in lines if line.startswith(("model", "cpu family", "flags", "Features", "CPU ")))
+    except OSError:
+        return platform.processor()
+
+
+def _checked(path: Path) -> bool:
+    """Whether a library is whole: a hash of it stands behind its end, where the loader does not look."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return False
+    return len(data) > 32 and hashlib.sha256(data[:-32]).digest() == data[-32:]
+
+
+def _build(compiler: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent.parent, prefix="making-") as name:
+        made, library = str(Path(name) / "decode.o"), Path(name) / "decode.so"
+        try:
+            _run(compiler, *FLAGS, "-march=native", "-c", str(SOURCE), "-o", made)
+        except _Unusable:
+            _run(compiler, *FLAGS, "-c", str(SOURCE), "-o", made)
+        # Linked without OpenMP's library: its names are found in the one that torch has loaded. A second team of threads would fight for the same cores.
+        _run(compiler, "-shared", made, "-o", str(library))
+        data = library.read_bytes()
+        library.write_bytes(data + hashlib.sha256(data).digest())
+        os.replace(library, path)  # whole or not at all, whoever else makes it meanwhile
+
+
+def _loaded() -> ctypes.CDLL:
+    compiler = _compiler()
+    key = hashlib.sha256("\0".join([SOURCE.read_text(), _run(compiler, "--version"), _processor(), platform.machine(), *FLAGS]).encode())
+    path = cache_folder() / "native" / key.hexdigest()[:32] / "decode.so"
+    if not _checked(path):
+        _build(compiler, path)
+    library = ctypes.CDLL(str(path))
+    library.groundup_scratch.restype, library.groundup_step.restype = ctypes.c_int64, None
+    library.groundup_scratch.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3]
+    library.groundup_step.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3, *[ctypes.c_void_p] * 8]
+    return library
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | str:
+    """The library, or why there is none; asked once for the process."""
+    try:
+        return _loaded()
+    except (_Unusable, OSError, AttributeError, RuntimeError, subprocess.SubprocessError, UnicodeError) as error:
+        return str(error) or type(error).__name__
+
+
+def why_not() -> str | None:
+    """Why the kernel is not used on this machine; None where it is."""
+    if os.environ.get("GROUNDUP_NATIVE") == "0":
+        return "GROUNDUP_NATIVE=0"
+    library = _library()
+    return library if isinstance(library, str) else None
+
+
+def usable(model: Decoder) -> bool:
+    """Whether the kernel can run this model, a decoder without experts."""
+    return all(p.device.type == "cpu" and p.dtype == torch.float32 for p in model.parameters()) and why_not() is None
+
+
+# -- the weights -----------------------------------------------------------------------------------------------------------------
+class Laid:
+    """A model's weights laid out for generation, and the rotary positions.
+
+    Laying the matrices out takes as long as some tokens, so it is kept for the next call, as long as the model lives and its weights stay.
+    """
+
+    kept: ClassVar[weakref.WeakKeyDictionary[Decoder, tuple[Any, Laid]]] = weakref.WeakKeyDictionary()
+    any_rows: ClassVar[bool]  # whether one layout serves any number of rows
+
+    @classmethod
+    def of(cls, model: Decoder, rows: int, capacity: int, precision: str, *, keep: bool) -> Self:
+        key = (cls, cls.any_rows or rows == 1, precision, [(p.data_ptr(), p._version) for p in model.parameters()])
+        known, made = Laid.kept.get(model, (None, None))
+        if not isinstance(made, cls) or known != key:
+            Laid.kept.pop(model, None)  # before the next one is made: there is never more than one
+            made = cls(model, rows, precision)
+            if keep:
+                Laid.kept[model] = (key, made)
+        made.reach(capacity)
+        return made
+
+    def __init__(self, model: Decoder, rows: int, precision: str) -> None:
+        self.heads, self.kv_heads, self.head_dim = model.heads, model.kv_heads, model.head_dim
+        self.frequency, self.factor = model.frequency, model.rope_factor
+        self.cos = self.sin = model.frequency.new_zeros(0)
+
+    def reach(self, capacity: int) -> None:
+        """Rotary positions up to here."""
+        if len(self.cos) < capacity:
+            angles = torch.arange(capacity, device=self.frequency.device, dtype=torch.float32)[:, None] * self.frequency
+            self.sin, self.cos = angles.sin() * self.factor, angles.cos() * self.factor  # in this order: other threads look at cos
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = [("weight", ctypes.c_void_p), ("scale", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("inputs", ctypes.c_int64), ("outputs", ctypes.c_int64)]  # fmt: skip
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("norm", "q_norm", "k_norm", "second_norm")),
+        *((name, _Matrix) for name in ("qkv", "attended", "gate_up", "down")),
+        ("window", ctypes.c_int64),
+        *((name, ctypes.c_float) for name in ("norm_eps", "q_eps", "k_eps", "second_eps")),
+    ]
+
+
+class _Model(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("layers", "table", "norm")),
+        ("head", _Matrix),
+        *((name, ctypes.c_int64) for name in ("depth", "width", "heads", "kv_heads", "head_dim", "hidden", "kind")),
+        ("eps", ctypes.c_float),
+    ]
+
+
+def panels(weight: Tensor, precision: str) -> tuple[Tensor, Tensor | None]:
+    """A matrix [outputs, inputs] in panels of 16 outputs as decode.c reads them, and int8's scale of each output."""
+    weight = F.pad(weight.detach(), (0, 0, 0, -len(weight) % PANEL))
+    count, inputs = len(weight) // PANEL, weight.shape[1]
+    if precision == "float32":
+        return weight.view(count, PANEL, inputs).transpose(1, 2).contiguous(), None
+    if precision == "bfloat16":  # output j + 8 beside output j: the two halves of a word
+        halves = weight.to(torch.bfloat16).view(count, 2, PANEL // 2, inputs)
+        return halves.permute(0, 3, 2, 1).contiguous(), None
+    scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)
+    small = F.pad((weight / scale[:, None]).round().to(torch.int8), (0, inputs % 2))
+    return small.view(count, PANEL, -1, 2).transpose(1, 2).contiguous(), scale
+
+
+class Native(Laid):
+    """The decoder's forward pass for one token per row, in C."""
+
+    any_rows = True
+
+    def __init__(self, model: Decoder, rows: int, precision: str) -> None:
+        super().__init__(model, rows, precision)
+        library = _library()
+        assert not isinstance(library, str), library
+        self.library, self.vocabulary = library, len(model.output_weight)
+        self.alive: list[Any] = []  # what the structures point to
+
+        def kept(t: Tensor | None) -> int | None:
+            if t is None:
+                return None
+            self.alive.append(t.detach().contiguous())
+            return int(self.alive[-1].data_ptr())
+
+        def matrix(weight: Tensor, bias: Tensor | None = None) -> _Matrix:
+            laid, scale = panels(weight, precision)
+            bias = None if bias is None else F.pad(bias.detach(), (0, -len(bias) % PANEL))
+            return _Matrix(kept(laid), kept(scale), kept(bias), weight.shape[1], weight.shape[0])
+
+        def in_turns(gate: Tensor, up: Tensor) -> Tensor:
+            """Panels of the two in turns, so that what is multiplied lies together."""
+            both = torch.stack([F.pad(w.detach(), (0, 0, 0, -len(w) % PANEL)).view(-1, PANEL, w.shape[1]) for w in (gate, up)], 1)
+            return both.view(-1, gate.shape[1])
+
+        stack: Any = model.model.layers
+        layers = []
+        for layer in stack:
+            a, m, first, second = layer.self_attn, layer.mlp, layer.input_layernorm, layer.post_attention_layernorm
+            qkv = (a.q_proj, a.k_proj, a.v_proj)
+            normed = a.q_norm is not None and a.k_norm is not None
+            layers.append(
+                _Layer(
+                    kept(first.weight), kept(a.q_norm.weight) if normed else None, kept(a.k_norm.weight) if normed else None, kept(second.weight),
+                    matrix(torch.cat([p.weight for p in qkv]), None if a.q_proj.bias is None else torch.cat([p.bias for p in qkv])),
+                    matrix(a.o_proj.weight, a.o_proj.bias), matrix(in_turns(m.gate_proj.weight, m.up_proj.weight)), matrix(m.down_proj.weight),
+                    a.window or 0, first.eps, a.q_norm.eps if normed else 0.0, a.k_norm.eps if normed else 0.0, second.eps,
+                )
+            )  # fmt: skip
+        array = (_Layer * len(layers))(*layers)
+        self.alive.append(array)
+        norm = model.model.norm
+        self.model = _Model(
+            ctypes.addressof(array), kept(model.model.embed_tokens.weight), kept(norm.weight), matrix(model.output_weight), len(layers), model.width,
+            model.heads, model.kv_heads, model.head_dim, stack[0].mlp.down_proj.in_features, KINDS[precision], norm.eps,
+        )  # fmt: skip
+
+    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Logits [B, vocabulary] after one more token of each row, int64 [B]."""
+        b, capacity, threads = len(tokens), cache.capacity, torch.get_num_threads()
+        if not all(t.is_contiguous() for layer in cache.layers for t in layer):
+            cache.layers = [(k.contiguous(), v.contiguous()) for k, v in cache.layers]
+        tokens, lengths, cos, sin = tokens.contiguous(), cache.lengths.contiguous(), self.cos, self.sin  # kept here while C reads them
+        if b and (int(lengths.max()) >= min(capacity, len(cos)) or int(tokens.min()) < 0 or int(tokens.max()) >= self.vocabulary):
+            raise IndexError("a token or a position is outside the table")  # C would not notice
+        model, pointers = ctypes.addressof(self.model), ctypes.c_void_p * len(cache.layers)
+        keys, values = (pointers(*(layer[i].data_ptr() for layer in cache.layers)) for i in (0, 1))
+        logits = torch.empty(b, self.vocabulary)
+        # New for every call: several threads may generate from one model.
+        scratch = torch.empty(self.library.groundup_scratch(model, b, capacity, threads))
+        self.library.groundup_step(
+            model, b, capacity, threads, tokens.data_ptr(), lengths.data_ptr(), ctypes.addressof(keys), ctypes.addressof(values),
+            cos.data_ptr(), sin.data_ptr(), scratch.data_ptr(), logits.data_ptr(),
+        )  # fmt: skip
+        cache.advance(1)
+        return logits
