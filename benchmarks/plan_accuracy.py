@@ -10,8 +10,8 @@ data, the way of attention that it chose itself. Measured are
                those included that a training does on its way (Linux only)
     seconds    the median step, without the profiler; against the middle of the interval that was planned
 
-What is planned is the step of the first batch. Steps differ: examples of other lengths, and documents that end within a row, whose masks are kept; the
-measured steps are the first ones of the training, as many as a few seconds hold, and three more.
+Steps differ: examples of other lengths, and documents that end within a row, whose masks are kept. The tensors are those of the step with the largest
+micro-batch among the first ones, of the one before and of the one after; the seconds are those of the first steps, as many as a few seconds hold.
 
 Second part, published: figures that others measured on GPUs with their own programs, against what is planned for the same shape, batch and method. The
 shapes are written here as a config.json each; no weights are needed. Where their way of training differs from ours in what it keeps, the row says so and
@@ -130,14 +130,15 @@ def predict(case: str, folder: Path) -> dict[str, Any]:
             subject = forecast.subject_of(recipe)
             subject.model.attention_path = other = "explicit" if attention[0] == "sdpa" else "sdpa"
             found = forecast.forecast(subject, devices.find("cpu"))
-            ways[other] = {"tensors": found.peak, "resident": getattr(found, "resident", None)}
+            found.libraries = facts["resident"] - facts["memory"]["peak"]  # as measured with the other way
+            ways[other] = {"tensors": found.peak, "resident": found.resident}
     seconds = facts["step_seconds"]
     return {
         "attention": attention[0],
         "ways": ways,
         "tensors": facts["memory"]["peak"],
-        "owners": {k: v for k, v in facts["memory"].items() if k not in ("peak", "capacity", "resident")},
-        "resident": facts.get("resident", facts["memory"].get("resident")),
+        "owners": {k: v for k, v in facts["memory"].items() if k not in ("peak", "capacity")},
+        "resident": facts["resident"],
         "seconds": sum(seconds) / 2,
         "calibrated": facts.get("calibrated"),
         "micro_batch_size": facts["micro_batch_size"],
@@ -249,6 +250,11 @@ def peak_of_tensors(job: Any) -> int:
     storages = {}
     for t in (*model.parameters(), *model.buffers(), *states, *averaged):
         storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+    worst = 1
+    if job.task.kind == "text":
+        sizes = [max(sum(t.nbytes for t in vars(b).values() if isinstance(t, torch.Tensor)) for b in job.batches.micro(k)) for k in range(16)]
+        worst = max(1, sizes.index(max(sizes)))
+    job.state.step = worst - 1
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
         for _ in range(3):
             loop.step(job.state, job.batches, job.task, job.plan)

@@ -346,6 +346,7 @@ def build(
         batches.per_step = -(-batch_size // batches.micro_batch_size)
         take_path(model, run)
         compile_model(job, run.decisions["compile"]["value"])
+    device.give_back()  # what preparing and rehearsing took and the training does not
     all_parameters, trainable = count_parameters(model)
     console.line(
         say(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -58,6 +59,7 @@ from groundup.training.signals import StopRequest
 from groundup.training.watch import build_watchers
 
 SHORT, LONG = 20.0, 120.0  # seconds of training from which on probes of one step, and self-tests as well, are worth their time
+CALIBRATION = 2.0  # seconds of real steps that `plan` measures
 OPENED = ("transformers", "timm", "causal-lm")  # architectures whose arguments come with their weights, not from a recipe
 
 
@@ -256,6 +258,8 @@ def plan(
             planned.model.attention_path = steps["attention"]
         found = forecast.forecast(planned, on)
         found.calibrated, found.step_seconds = steps["seconds"], (0.9 * steps["seconds"], 1.15 * steps["seconds"])
+        if steps["memory"] is not None:
+            found.libraries = forecast.CODE + max(0, steps["memory"] - found.peak)
     changes = [] if found.fits else forecast.advice(resolved, subject, on, found, sharding)
     return {"name": resolved.name, **found.as_json(price), "advice": changes, "seconds": round(time.monotonic() - begin, 2)}
 
@@ -265,20 +269,28 @@ def _is_recipe(name: str) -> bool:
 
 
 def _three_steps(recipe: Recipe, trust_code: bool) -> dict[str, Any]:
-    """The median seconds of three real steps of a training that is thrown away, and how it computes attention."""
+    """Real steps of a training that is thrown away, three at least: their median seconds, how attention is computed, the process's memory at most."""
     with console.muted(), tempfile.TemporaryDirectory(prefix="groundup-plan-") as folder:
+        device.give_back()
+        before, mapped = device.status_bytes("VmRSS"), device.status_bytes("RssFile")
         resolved, run, _ = open_run(recipe, {}, Path(folder) / "run", resume=False, extend=False)
         try:
             job = jobs.build(resolved, run, resume=False, trust_code=trust_code, train_base=lambda name: train(name).path)
             job.plan.stage(0, job.state.total).enter(job.state.model)
-            took = []
-            for _ in range(4):
+            device.forget_peak()
+            took: list[float] = []
+            while len(took) < 4 or (sum(took[1:]) < CALIBRATION and len(took) < 40):
                 began = time.perf_counter()
                 loop.step(job.state, job.batches, job.task, job.plan)
                 if job.plan.device.type == "cuda":
                     torch.cuda.synchronize()
                 took.append(time.perf_counter() - began)
-            return {"seconds": sorted(took[1:])[1], "attention": getattr(job.state.model, "attention_path", None)}
+            grown = device.status_bytes("VmHWM") - before - (device.status_bytes("RssFile") - mapped)
+            return {
+                "seconds": statistics.median(took[1:]),
+                "attention": getattr(job.state.model, "attention_path", None),
+                "memory": grown if before else None,
+            }
         finally:
             run.close()
 

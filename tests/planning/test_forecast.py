@@ -16,7 +16,14 @@ from groundup.planning.forecast import forecast, subject_of
 from groundup.training import loop
 
 HERE = Device("here", 2**40, {"float32": 1e11}, 1e10, "assumed", gpu=False)
-DECODER = {"model.size": "1M", "train.batch_size": 4, "task.vocabulary": 512, "data.source": "stdlib#40", "optim.name": "adamw"}
+DECODER = {
+    "model.size": "1M",
+    "model.layers": 2,
+    "train.batch_size": 4,
+    "task.vocabulary": 512,
+    "data.source": "stdlib#40",
+    "optim.name": "adamw",
+}
 CASES = {
     "vision": ("digits-cnn", {}),
     "accumulation": ("digits-cnn", {"train.micro_batch_size": 16}),
@@ -30,7 +37,7 @@ CASES = {
 
 
 def measured_peak(recipe, folder):
-    """The most bytes of tensors in three steps, by the events of torch's allocator."""
+    """The most bytes of tensors in three steps about the largest batch, by the events of torch's allocator."""
     _, run, _ = jobs.open_run(recipe, {}, folder, resume=False, extend=False)
     try:
         job = jobs.build(recipe, run, resume=False, trust_code=False, train_base=None)
@@ -39,6 +46,10 @@ def measured_peak(recipe, folder):
         job.plan.stage(0, job.state.total).enter(model)
         model.zero_grad(set_to_none=True)
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers())}
+        sizes = [
+            max(sum(t.nbytes for t in vars(b).values() if isinstance(t, torch.Tensor)) for b in job.batches.micro(k)) for k in range(16)
+        ]
+        job.state.step = max(1, sizes.index(max(sizes))) - 1  # the largest batch is in the middle, or its first meets no optimizer states
         with torch.autograd.profiler.profile(profile_memory=True) as profile:
             for _ in range(3):
                 loop.step(job.state, job.batches, job.task, job.plan)
@@ -91,9 +102,10 @@ def test_the_command(capsys):
     assert facts["train_seconds"][0] <= facts["train_seconds"][1]
 
 
-def test_what_does_not_fit_exits_3_with_changes_that_do(capsys):
-    big = [f"--set={k}={v}" for k, v in (DECODER | {"model.size": "1B", "optim.name": "muon"}).items()]
-    assert cli.main(["plan", "gpt-stdlib", *big, "--device", "rtx4090", "--lang", "en"]) == 3
+def test_what_does_not_fit_exits_3_with_changes_that_do(capsys, monkeypatch):
+    monkeypatch.setattr(devices, "find", lambda name: Device("small", 1100 * 2**20, {"float32": 1e12, "bfloat16": 1e12}, 1e11, "assumed"))
+    big = [f"--set={k}={v}" for k, v in (DECODER | {"model.width": 2048, "model.layers": 1, "optim.name": "muon"}).items()]
+    assert cli.main(["plan", "gpt-stdlib", *big, "--lang", "en"]) == 3
     out = capsys.readouterr().out
     assert "does not fit" in out and "--set optim.name=adamw" in out
 
@@ -145,7 +157,7 @@ def test_a_config_is_enough(tmp_path, capsys):
 
 def test_fewer_bits_averages_and_offloading_are_counted():
     def peak(changes, method="lora"):
-        return forecasting.forecast(shapes.subject_of_shape("5M", method, TINY | changes), devices.find("h100"))
+        return forecasting.forecast(shapes.subject_of_shape("5M", method, TINY | {"model.layers": 2} | changes), devices.find("h100"))
 
     plain, four = peak({}), peak({"method.bits": 4})
     assert four.memory["weights"] < plain.memory["weights"]
@@ -154,9 +166,10 @@ def test_fewer_bits_averages_and_offloading_are_counted():
 
 
 def test_far_too_large_a_model_gets_the_strongest_advice_first(monkeypatch):
-    small = Device("small", 100 * 2**20, {"float32": 1e12, "bfloat16": 1e12}, 1e11, "assumed")
+    monkeypatch.setattr(forecasting, "PATIENCE", 5.0)
+    small = Device("small", 20 * 2**20, {"float32": 1e12, "bfloat16": 1e12}, 1e11, "assumed")
     monkeypatch.setattr(devices, "find", lambda name: small)
-    facts = groundup.plan("50M", TINY | {"train.batch_size": 2}, device="small")
+    facts = groundup.plan("5M", TINY | {"train.batch_size": 2, "model.layers": 2}, device="small")
     assert not facts["fits"] and any(a["fits"] for a in facts["advice"])
     assert facts["advice"][-1]["set"]["method.name"] == "lora"
 

@@ -38,7 +38,8 @@ PATIENCE = 25.0  # seconds in which advice is looked for
 FEW = (2, 3)  # layers that are traced of models with more than twice as many
 KERNEL = 8e-6  # seconds in which a GPU's host starts one kernel
 CONTEXT_OF_A_GPU = 700 * 2**20  # CUDA's context with cuBLAS, which no allocator of tensors sees
-LIBRARIES = 60 * 2**20  # threads' stacks, packed matrices and pools of kernels on CPUs
+CODE = 25 * 2**20  # pages of the libraries' own files that a first training brings in
+LIBRARIES = 60 * 2**20  # with what they keep for themselves, where nothing was measured
 NF4 = 0.516  # bytes of a number in four bits, its quantised scales included (Dettmers et al., QLoRA, arXiv 2305.14314, 3)
 LIKE_TEXT = ("language-modeling", "instruction-tuning", "preference-tuning")
 
@@ -69,6 +70,7 @@ class Forecast:
         step_seconds: of one optimizer step, from quick to slow. checkpoint: bytes of one checkpoint, and of its copy in the host's memory on GPUs.
         cache: bytes of keys and values of one sequence as long as the model's context.
         traffic: bytes that a device sends and receives in a step. calibrated: seconds of a step measured here, where that was done.
+        libraries: bytes that the process of a CPU holds beside the tensors: data, threads, packed matrices, gaps between what was freed.
     """
 
     device: Device
@@ -86,6 +88,7 @@ class Forecast:
     sharding: str | None = None
     traffic: float = 0.0
     calibrated: float | None = None
+    libraries: int = LIBRARIES
 
     @property
     def memory(self) -> dict[str, int]:
@@ -102,7 +105,7 @@ class Forecast:
     @property
     def resident(self) -> int:
         """What the process takes above its imports: on CPUs the tensors and what the libraries keep for themselves; on GPUs the driver's context."""
-        return self.peak + (CONTEXT_OF_A_GPU if self.device.gpu else LIBRARIES)
+        return self.peak + (CONTEXT_OF_A_GPU if self.device.gpu else self.libraries)
 
     @property
     def fits(self) -> bool:
@@ -382,7 +385,7 @@ def _traced(subject: Subject, device: Device, precision: str, size: int) -> Fore
     model.train()
     cast = contextlib.nullcontext() if precision == "float32" else torch.autocast("cpu", getattr(torch, precision))
     optimizers = build_optimizers(model, recipe.optim.model_copy(update={"offload": False}), "cpu")
-    trace = Trace(subject.mode, task.num_outputs if task.kind == "text" else None)
+    trace = Trace(subject.mode, task.num_outputs if task.kind == "text" else None, here=not device.gpu)
     with warnings.catch_warnings(), trace, trace.few_chunks():
         warnings.simplefilter("ignore")  # of kernels that would be chosen for real numbers
         two_steps(trace, subject, optimizers, cast)

@@ -7,6 +7,7 @@ looks at them runs as it is. Every allocation and release of a storage is writte
 from __future__ import annotations
 
 import copy
+import itertools
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -18,13 +19,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.flop_counter import flop_registry
 
 from groundup.tasks import token_loss
 
 if TYPE_CHECKING:
     from groundup.planning.forecast import Subject
+
+LOOKED_AT = 16  # micro-batches among which the largest is looked for
 
 aten = torch.ops.aten
 ATTENTION = (aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention_for_cpu_backward)
@@ -48,11 +51,13 @@ class Trace(TorchDispatchMode):
 
     Args:
         vocabulary: float tensors with so many columns are logits.
+        here: this machine's CPU is meant: its library is asked how much memory the backward passes of convolutions take for themselves.
     """
 
-    def __init__(self, mode: FakeTensorMode, vocabulary: int | None = None) -> None:
+    def __init__(self, mode: FakeTensorMode, vocabulary: int | None = None, here: bool = False) -> None:
         super().__init__()
-        self.mode, self.vocabulary = mode, vocabulary
+        self.mode, self.vocabulary, self.here = mode, vocabulary, here
+        self.scratch: dict[str, int] = {}
         self.phase = "weights"
         self.times = 1  # how often what is done now would be done
         self.events: list[tuple[int, int, str]] = []  # (storage number, bytes added, what was being done)
@@ -100,6 +105,8 @@ class Trace(TorchDispatchMode):
 
     # -- operations --------------------------------------------------------------------------------------------------------
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # asked for at every turn
         kwargs = kwargs or {}
         packet = func._overloadpacket
         if packet in (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index_put) and isinstance(
@@ -122,7 +129,24 @@ class Trace(TorchDispatchMode):
             self.see(t, "cast" if packet is aten._to_copy and fresh and self._is_weight(args[0]) else None)
         if fresh or func._schema.is_mutable:
             self._count(packet, args, kwargs, out, read, fresh)
+        if self.here and packet is aten.convolution_backward:
+            self._lend(func, args)
         return out
+
+    def _lend(self, func: Any, args: Any) -> None:
+        """Writes down what a kernel takes while it runs and gives back, as a real run of it shows; each shape is run once."""
+        shapes = str([(a.shape, a.stride(), a.dtype) if isinstance(a, Tensor) else a for a in args])
+        if shapes not in self.scratch:
+            with _disable_current_modes():
+                real = [torch.empty_strided(a.shape, a.stride(), dtype=a.dtype).zero_() if isinstance(a, Tensor) else a for a in args]
+                with torch.autograd.profiler.profile(profile_memory=True) as profile:
+                    func(*real)
+                found: Any = profile.kineto_results
+                changes = [e.nbytes() for e in sorted(found.events(), key=lambda e: e.start_ns()) if e.name() == "[memory]"]
+            self.scratch[shapes] = max(itertools.accumulate(changes), default=0) - sum(changes)
+        number = len(self.owner)
+        self.owner[number] = self.phase
+        self.events += [(number, self.scratch[shapes], self.phase), (number, -self.scratch[shapes], self.phase)]
 
     def _count(self, packet: Any, args: Any, kwargs: Any, out: Any, read: list[Tensor], fresh: list[Tensor]) -> None:
         work = self.work[self.phase]
@@ -300,8 +324,8 @@ def two_steps(
     for b in model.buffers():
         trace.see(b, "weights")
     clip = subject.recipe.train.clip_norm is not None
-    for _ in range(2):
-        step(trace, model, loss, micro_batches(trace, subject), optimizers, clip=clip, parameters=parameters)
+    for largest in (False, True):
+        step(trace, model, loss, micro_batches(trace, subject, largest), optimizers, clip=clip, parameters=parameters)
 
 
 def evaluation(trace: Trace, subject: Subject, cast: Any) -> None:
@@ -313,14 +337,22 @@ def evaluation(trace: Trace, subject: Subject, cast: Any) -> None:
     subject.model.train()
 
 
-def micro_batches(trace: Trace, subject: Subject, evaluating: bool = False) -> Iterator[Any]:
-    """The first micro-batches, two at most: of more, the memory is the same. In evaluations the batch has the task's own size."""
+def micro_batches(trace: Trace, subject: Subject, largest: bool = False, evaluating: bool = False) -> Iterator[Any]:
+    """The first micro-batches, two at most: of more, the memory is the same. In evaluations the batch has the task's own size.
+
+    Args:
+        largest: the last one is instead the largest of the first ones of the training: examples differ in length, and only some rows hold several
+            documents, whose masks are kept.
+    """
     batches = copy.copy(subject.batches)
     if evaluating:
         batches.micro_batch_size = min(batches.batch_size, subject.task.evaluation_batch)
-    for k, batch in enumerate(batches.micro(0)):
-        if k == (1 if evaluating else 2):
-            return
+    with _disable_current_modes():
+        found = list(itertools.islice(batches.micro(0), 1 if evaluating else 2))
+        if largest and subject.task.kind == "text":
+            first = itertools.islice((b for k in range(LOOKED_AT) for b in batches.micro(k)), LOOKED_AT)
+            found[-1] = max(first, key=lambda b: sum(t.nbytes for t in _tensors(vars(b))))
+    for batch in found:
         if batch.inputs.is_floating_point():
             batch.inputs = subject.mode.from_tensor(batch.inputs)
         trace.see(batch.inputs, "data")
