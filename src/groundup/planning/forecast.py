@@ -40,6 +40,7 @@ KERNEL = 8e-6  # seconds in which a GPU's host starts one kernel
 CONTEXT_OF_A_GPU = 700 * 2**20  # CUDA's context with cuBLAS, which no allocator of tensors sees
 CODE = 25 * 2**20  # pages of the libraries' own files that a first training brings in
 LIBRARIES = 60 * 2**20  # with what they keep for themselves, where nothing was measured
+HOST = 20e9  # bytes per second between a GPU and its host (PCIe 4.0 x16), and of the host's own memory where it updates weights
 NF4 = 0.516  # bytes of a number in four bits, its quantised scales included (Dettmers et al., QLoRA, arXiv 2305.14314, 3)
 LIKE_TEXT = ("language-modeling", "instruction-tuning", "preference-tuning")
 
@@ -412,6 +413,9 @@ def _traced(subject: Subject, device: Device, precision: str, size: int) -> Fore
         )
         for share in reversed(device.efficiency)
     )
+    if recipe.optim.offload:  # gradients go to the host and weights come back (8 bytes); the update there reads and writes 28 bytes of each
+        there = sum(p.numel() for p in model.parameters() if p.requires_grad) * 36 / HOST
+        quick, slow = quick + there, slow + 2 * there
     model.zero_grad(set_to_none=True)
     return Forecast(
         device,
