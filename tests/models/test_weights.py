@@ -76,7 +76,11 @@ def test_a_training_starts_from_weights(tmp_path):
 
 @pytest.mark.parametrize(
     ("depth", "file", "expected"),
-    [(20, "resnet20-12fca82f.th", 0.814), (20, "resnet20.safetensors", 0.814), (56, "resnet56-4bfd9763.th", 0.832)],
+    [
+        (20, "resnet20-12fca82f.th", 0.814),
+        (20, "resnet20.safetensors", 0.814),
+        pytest.param(56, "resnet56-4bfd9763.th", 0.832, marks=pytest.mark.slow),
+    ],
 )
 def test_real_cifar_resnets_reach_their_accuracy(depth, file, expected):
     if not DATA.is_dir():
