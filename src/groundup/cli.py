@@ -516,10 +516,11 @@ def plan(
         str,
         typer.Option(
             "--sharding",
-            metavar="fsdp|ddp",
+            metavar="fsdp|ddp|tensor",
             help=_help(
-                "With several GPUs: weights, gradients and optimizer states divided (FSDP2) or whole on each (DDP).",
-                "多 GPU 时：权重、梯度与优化器状态分片（FSDP2），或每卡完整保存（DDP）。",
+                "With several GPUs: weights, gradients and optimizer states divided (FSDP2), whole on each (DDP), or every layer shared by the GPUs of a "
+                "node (tensor parallelism; FSDP2 between nodes).",
+                "多 GPU 时：权重、梯度与优化器状态分片（FSDP2）、每卡完整保存（DDP），或每一层由节点内的 GPU 共同承担（张量并行；节点之间用 FSDP2）。",
             ),
         ),
     ] = "fsdp",

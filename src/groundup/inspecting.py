@@ -386,7 +386,7 @@ def print_forecast(facts: dict[str, Any]) -> None:
             )
         )
     console.line(
-        say("the time is that of three steps measured here", "时间由本机实测的三步得出")
+        say("the time is that of real steps measured here", "时间由本机实测的训练步得出")
         if facts["calibrated"]
         else say(
             "the time is from peak rates of {source}, not measured", "时间由 {source} 的峰值速率推算，未经实测", source=facts["source"]

@@ -251,7 +251,7 @@ def plan(
     on = devices.find(device)
     planned = subject({})
     steps = None
-    found = forecast.forecast(planned, on, gpus * nodes, sharding)
+    found = forecast.forecast(planned, on, gpus * nodes, sharding, gpus)
     if calibrate and not shape and device is None and gpus * nodes == 1 and found.fits and 6 * found.step_seconds[1] < 60:
         steps = _three_steps(resolved, trust_code)
         if steps["attention"] is not None:

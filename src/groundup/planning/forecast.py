@@ -24,7 +24,7 @@ from groundup.models.base import build_model, count_parameters, placed
 from groundup.models.decoder import Decoder
 from groundup.models.language import LanguageModel
 from groundup.planning.devices import Device
-from groundup.planning.trace import Trace, Work, adapts, as_fake, evaluation, fake_mode, stack_of, two_steps
+from groundup.planning.trace import Trace, Work, adapts, as_fake, evaluation, fake_mode, stack_of, training_step
 from groundup.tasks.base import Task
 from groundup.training.batches import Batches
 from groundup.training.optim import build_optimizers
@@ -86,6 +86,7 @@ class Forecast:
     checkpoint: int
     cache: int
     gpus: int = 1
+    group: int = 1
     sharding: str | None = None
     traffic: float = 0.0
     calibrated: float | None = None
@@ -210,31 +211,48 @@ def of_job(job: Job) -> Forecast:
     return found
 
 
-def forecast(subject: Subject, device: Device, gpus: int = 1, sharding: str = "fsdp") -> Forecast:
+def forecast(subject: Subject, device: Device, gpus: int = 1, sharding: str = "fsdp", group: int = 1) -> Forecast:
     """Traces a step for this device; a micro-batch of `auto` is halved until it fits, as a training does.
 
     Args:
-        gpus: devices that share each batch. sharding: 'fsdp' (weights, gradients and optimizer states divided among them) or 'ddp' (whole on each).
+        gpus: all devices. sharding: 'fsdp' (weights, gradients and optimizer states divided among them), 'ddp' (whole on each), or 'tensor': `group`
+            devices share every layer, and such groups divide the rest as FSDP does.
     """
-    recipe, batches = subject.recipe, subject.batches
-    if gpus > 1 and (batches.batch_size % gpus or not device.gpu):
+    if sharding not in ("fsdp", "ddp", "tensor"):
         raise RecipeError(
-            "--gpus {n}: train.batch_size = {batch} is to be a multiple of it, and the device a GPU",
-            "--gpus {n}：train.batch_size = {batch} 应是它的倍数，且设备应为 GPU",
-            n=gpus,
+            "--sharding {name}: fsdp, ddp or tensor is expected",
+            "--sharding {name}：应为 fsdp、ddp 或 tensor",
+            name=sharding,
+            fix="--sharding fsdp",
+        )
+    recipe, batches = subject.recipe, subject.batches
+    group = group if sharding == "tensor" else 1
+    replicas = gpus // group
+    if gpus > 1 and (batches.batch_size % replicas or not device.gpu):
+        raise RecipeError(
+            "{n} devices share each batch: train.batch_size = {batch} is to be a multiple of it, and the device a GPU",
+            "每个批次由 {n} 个设备分担：train.batch_size = {batch} 应是它的倍数，且设备应为 GPU",
+            n=replicas,
             batch=batches.batch_size,
             fix="--set train.batch_size={n}   --device h100",
         )
+    part = subject
+    if group > 1:
+        from groundup.planning.tensor import part_of
+
+        part = part_of(subject, group)
     precision = recipe.train.precision if recipe.train.precision != "auto" else "bfloat16" if device.gpu else "float32"
     wanted = recipe.train.micro_batch_size
     small = None if device.gpu else getattr(subject.task, "small_batch", None)
-    size = min(int(wanted) if wanted != "auto" else batches.batch_size, batches.batch_size // gpus)
+    size = min(int(wanted) if wanted != "auto" else batches.batch_size, batches.batch_size // replicas)
     if wanted == "auto" and small is not None:
         size = min(size, small(batches.encoded))
 
     def planned(size: int) -> Forecast:
-        found = _layered(subject, device, precision, size)
-        return _shared(found, subject, gpus, sharding) if gpus > 1 else found
+        found = _layered(part, device, precision, size)
+        if replicas > 1:
+            found = _shared(found, part, replicas, gpus, "ddp" if sharding == "ddp" else "fsdp")
+        return _grouped(found, subject, group, replicas) if group > 1 else found
 
     found = planned(size)
     if found.fits or wanted != "auto" or size == 1:
@@ -283,16 +301,15 @@ def _with(parent: nn.Module, name: str, layers: nn.ModuleList, call: Callable[[]
     return call()
 
 
-def _shared(one: Forecast, subject: Subject, gpus: int, sharding: str) -> Forecast:
+def _shared(one: Forecast, subject: Subject, gpus: int, total: int, sharding: str) -> Forecast:
     """The same training on several devices: memory of one of them, its share of the work, and what has to be sent.
 
     'fsdp' is FSDP2 itself on ranks that do not exist, see `sharded`; 'ddp' keeps everything whole, and the gradients once more in the buckets in which
     they are summed (Li et al., arXiv 2006.15704, 3.2.3).
+
+    Args:
+        total: devices in all, those of groups included.
     """
-    if sharding not in ("fsdp", "ddp"):
-        raise RecipeError(
-            "--sharding {name}: fsdp or ddp is expected", "--sharding {name}：应为 fsdp 或 ddp", name=sharding, fix="--sharding fsdp"
-        )
     device = one.device
     if sharding == "ddp":
         gradients = sum(p.numel() * p.element_size() for p in subject.model.parameters() if p.requires_grad)
@@ -303,7 +320,7 @@ def _shared(one: Forecast, subject: Subject, gpus: int, sharding: str) -> Foreca
 
         traced, traffic = sharded_moments(subject, precision=one.precision, size=one.micro_batch_size, world=gpus)
         moments = {phase: _corrected(subject.recipe, subject.model, memory, gpus) for phase, memory in traced.items()}
-    link = device.link if gpus <= device.per_node else device.network
+    link = device.link if total <= device.per_node else device.network
     sending = traffic / link
     quick, slow = (s / gpus for s in one.step_seconds)
     # The quick end hides all sending behind the computing, the slow end none of it.
@@ -314,6 +331,26 @@ def _shared(one: Forecast, subject: Subject, gpus: int, sharding: str) -> Foreca
         sharding=sharding,
         traffic=traffic,
         step_seconds=(max(quick, sending), slow + sending),
+    )
+
+
+def _grouped(one: Forecast, subject: Subject, group: int, replicas: int) -> Forecast:
+    """With what groups of devices that share every layer send each other meanwhile: nothing can be computed until it is there."""
+    from groundup.planning.tensor import traffic_of
+
+    traffic = traffic_of(subject, group, replicas, 4 if one.precision == "float32" else 2)
+    sending = traffic / (one.device.link if group <= one.device.per_node else one.device.network)
+    quick, slow = one.step_seconds
+    return replace(
+        one,
+        parameters=count_parameters(subject.model),
+        gpus=group * replicas,
+        group=group,
+        sharding="tensor",
+        traffic=one.traffic + traffic,
+        step_seconds=(quick + sending, slow + 2 * sending),
+        flops=one.flops * group,
+        checkpoint=one.checkpoint * group,
     )
 
 
@@ -352,7 +389,7 @@ def advice(
         if time.monotonic() - begin > PATIENCE or sum(a["fits"] for a in found) == 3:
             break
         try:
-            other = forecast(build(changes), device, own.gpus, sharding)
+            other = forecast(build(changes), device, own.gpus, sharding, own.group)
         except GroundupError:  # a change that this recipe does not allow
             continue
         if other.peak < own.peak:
@@ -386,17 +423,16 @@ def _traced(subject: Subject, device: Device, precision: str, size: int) -> Fore
     model.train()
     cast = contextlib.nullcontext() if precision == "float32" else torch.autocast("cpu", getattr(torch, precision))
     optimizers = build_optimizers(model, recipe.optim.model_copy(update={"offload": False}), "cpu")
-    trace = Trace(subject.mode, task.num_outputs if task.kind == "text" else None, here=not device.gpu)
+    trace = Trace(subject.mode, getattr(model, "vocabulary", None), here=not device.gpu)
     with warnings.catch_warnings(), trace, trace.few_chunks():
         warnings.simplefilter("ignore")  # of kernels that would be chosen for real numbers
-        two_steps(trace, subject, optimizers, cast)
+        training_step(trace, subject, optimizers, cast)
         evaluation(trace, subject, cast)
     moments = {phase: _corrected(recipe, model, memory) for phase, memory in trace.peaks().items()}
-    done = min(2, batches.per_step)
-    times = batches.per_step / (2 * done)
+    times = batches.per_step / min(2, batches.per_step)
     per_micro = [trace.work[k] for k in ("activations", "workspace")]
     update = trace.work["update"]
-    flops = sum(w.all_flops for w in per_micro) * times + update.all_flops / 2
+    flops = sum(w.all_flops for w in per_micro) * times + update.all_flops
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     state = sum(
         v.numel() * v.element_size() for o in optimizers for s in o.state.values() for v in s.values() if isinstance(v, torch.Tensor)
@@ -409,7 +445,7 @@ def _traced(subject: Subject, device: Device, precision: str, size: int) -> Fore
                 w.bytes / device.bandwidth * n * (0.5 if share == device.efficiency[1] else 1.0),
                 w.kernels * KERNEL * n if device.gpu else 0,
             )
-            for w, n in [*((w, times) for w in per_micro), (_as_on(device, update), 0.5)]
+            for w, n in [*((w, times) for w in per_micro), (_as_on(device, update), 1.0)]
         )
         for share in reversed(device.efficiency)
     )

@@ -189,7 +189,7 @@ class Trace(TorchDispatchMode):
         now, most, at = 0, dict[str, int](), dict[str, int]()
         for k, (_, change, phase) in enumerate(self.events):
             now += change
-            if now > most.get(phase, -1):
+            if now > most.get(phase, -1) and phase != "first":
                 most[phase], at[phase] = now, k
         found = {}
         for phase, last in at.items():
@@ -269,63 +269,77 @@ def step(
     loss: Callable[[Any], Tensor],
     batches: Iterable[Any],
     optimizers: list[torch.optim.Optimizer],
+    parameters: list[nn.Parameter],
+    gradients: Callable[[], None],
     *,
     clip: bool = True,
-    parameters: Callable[[], list[nn.Parameter]] | None = None,
 ) -> None:
     """One optimizer step in the loop's order: micro-batches, clipping, update. Gradients are left standing, as the loop leaves them.
 
     Args:
-        parameters: what the optimizers work on, with its gradients, where that is not the model's parameters but parts of them.
+        parameters: what the optimizers work on. gradients: puts their gradients there, where they are parts of the model's.
     """
-    own = parameters or (lambda: list(model.parameters()))
-    for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)
-    model.zero_grad(set_to_none=True)
     for batch in batches:
         with trace.doing("activations"):
             found = loss(batch)
         with trace.doing("workspace"):
             found.backward()
         del found
-        for p in own():
+        gradients()
+        for p in parameters:
             if p.grad is not None:
                 trace.see(p.grad, "gradients")
     with trace.doing("workspace"):
-        trained = [p for p in own() if p.grad is not None]
+        trained = [p for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         if clip:
             torch.nn.utils.clip_grads_with_norm_(trained, 1.0, norm)
     with trace.doing("update"):
         for optimizer in optimizers:
             optimizer.step()
-    for optimizer in optimizers:
-        for state in optimizer.state.values():
-            for value in _tensors(state):
-                trace.see(value, "optimizer")
 
 
-def two_steps(
+def training_step(
     trace: Trace,
     subject: Subject,
     optimizers: list[torch.optim.Optimizer],
     cast: Any,
-    parameters: Callable[[], list[nn.Parameter]] | None = None,
+    parts: Callable[[], list[nn.Parameter]] | None = None,
 ) -> None:
-    """Two optimizer steps of a subject, of which the second one meets the optimizer's state; `trace` is entered. See `step`."""
+    """An optimizer step of a subject that meets the optimizer's state, as all but the first do; `trace` is entered. See `step`.
+
+    Args:
+        parts: brings the gradients of the model's parameters to what the optimizers work on, and gives that, where it is not the same.
+    """
     task, model, total = subject.task, subject.model, subject.batches.batch_size
+    parameters = list(model.parameters()) if parts is None else parts()
 
     def loss(batch: Any) -> Tensor:
         with cast:
             return task.loss(model, batch).sum / total
 
-    for p in (parameters or model.parameters)():
+    for p in parameters:
         trace.see(p, "adapters" if p.requires_grad and adapts(model) else "weights")
     for b in model.buffers():
         trace.see(b, "weights")
+    _first_update(trace, parameters, optimizers)
+    model.zero_grad(set_to_none=True)
     clip = subject.recipe.train.clip_norm is not None
-    for largest in (False, True):
-        step(trace, model, loss, micro_batches(trace, subject, largest), optimizers, clip=clip, parameters=parameters)
+    step(trace, model, loss, micro_batches(trace, subject), optimizers, parameters, lambda: parts and parts(), clip=clip)
+
+
+def _first_update(trace: Trace, parameters: list[nn.Parameter], optimizers: list[torch.optim.Optimizer]) -> None:
+    """The optimizers make their states, from gradients that nothing was computed for."""
+    with trace.doing("first"):
+        for p in parameters:
+            p.grad = torch.empty_like(p) if p.requires_grad else None
+        for optimizer in optimizers:
+            optimizer.step()
+    for optimizer in optimizers:
+        for state in optimizer.state.values():
+            for value in _tensors(state):
+                trace.see(value, "optimizer")
+        optimizer.zero_grad(set_to_none=True)
 
 
 def evaluation(trace: Trace, subject: Subject, cast: Any) -> None:
@@ -337,19 +351,18 @@ def evaluation(trace: Trace, subject: Subject, cast: Any) -> None:
     subject.model.train()
 
 
-def micro_batches(trace: Trace, subject: Subject, largest: bool = False, evaluating: bool = False) -> Iterator[Any]:
+def micro_batches(trace: Trace, subject: Subject, evaluating: bool = False) -> Iterator[Any]:
     """The first micro-batches, two at most: of more, the memory is the same. In evaluations the batch has the task's own size.
 
-    Args:
-        largest: the last one is instead the largest of the first ones of the training: examples differ in length, and only some rows hold several
-            documents, whose masks are kept.
+    In trainings on text the last one is instead the largest of the first ones: examples differ in length, and only some rows hold several documents,
+    whose masks are kept.
     """
     batches = copy.copy(subject.batches)
     if evaluating:
         batches.micro_batch_size = min(batches.batch_size, subject.task.evaluation_batch)
     with _disable_current_modes():
         found = list(itertools.islice(batches.micro(0), 1 if evaluating else 2))
-        if largest and subject.task.kind == "text":
+        if not evaluating and subject.task.kind == "text":
             first = itertools.islice((b for k in range(LOOKED_AT) for b in batches.micro(k)), LOOKED_AT)
             found[-1] = max(first, key=lambda b: sum(t.nbytes for t in _tensors(vars(b))))
     for batch in found:
