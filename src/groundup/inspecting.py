@@ -375,24 +375,24 @@ def print_forecast(facts: dict[str, Any]) -> None:
             else ""
         )
     )
+    costs = []
     if facts["kilowatt_hours"]:
         low, high = facts["kilowatt_hours"]
-        console.line(
-            say("energy {low:.2f} to {high:.2f} kWh", "能耗 {low:.2f} 到 {high:.2f} 千瓦时", low=low, high=high)
-            + (
-                say(", price {a:,.2f} to {b:,.2f}", "，费用 {a:,.2f} 到 {b:,.2f}", a=facts["cost"][0], b=facts["cost"][1])
-                if facts["cost"]
-                else ""
-            )
-        )
-    console.line(
-        say("the time is that of real steps measured here", "时间由本机实测的训练步得出")
-        if facts["calibrated"]
-        else say(
+        costs.append(say("energy {low:.2f} to {high:.2f} kWh", "能耗 {low:.2f} 到 {high:.2f} 千瓦时", low=low, high=high))
+    if facts["cost"]:
+        low, high = facts["cost"]
+        costs.append(say("price {low:,.2f} to {high:,.2f}", "费用 {low:,.2f} 到 {high:,.2f}", low=low, high=high))
+    if costs:
+        console.line(say(", ", "，").join(costs))
+    if facts["calibrated"]:
+        source = say("the time is that of real steps measured here", "时间由本机实测的训练步得出")
+    elif facts["source"] == "measured here":
+        source = say("the time is from this machine's peak rates, not from steps", "时间由本机实测的峰值速率推算，未实测训练步")
+    else:
+        source = say(
             "the time is from peak rates of {source}, not measured", "时间由 {source} 的峰值速率推算，未经实测", source=facts["source"]
-        ),
-        style="dim",
-    )
+        )
+    console.line(source, style="dim")
     owners = sorted(((k, v) for k, v in memory.items() if k not in ("peak", "capacity")), key=lambda pair: -pair[1])
     console.table(
         [say("memory at its peak", "内存峰值时的构成"), say("bytes", "大小"), ""],
@@ -403,7 +403,7 @@ def print_forecast(facts: dict[str, Any]) -> None:
         console.line(
             say(
                 "{mark} {peak}, {slower}x the time, with:",
-                "{mark_zh} {peak}，耗时 {slower} 倍，只需：",
+                "{mark_zh}{peak}，耗时 {slower} 倍，只需：",
                 mark="fits:" if change["fits"] else "still too much, but less:",
                 mark_zh="放得下：" if change["fits"] else "仍放不下，但更少：",
                 peak=size(change["peak"]),

@@ -238,20 +238,31 @@ def plan(
         raise RecipeError(
             "--gpus {gpus} --nodes {nodes}: at least 1 is expected", "--gpus {gpus} --nodes {nodes}：至少应为 1", gpus=gpus, nodes=nodes
         )
+    if price is not None and not price >= 0:
+        raise RecipeError("--price {x}: 0 or more is expected", "--price {x}：应不小于 0", x=price)
+    on = devices.find(device)
+    if gpus * nodes > 1 and not on.gpu:
+        raise RecipeError(
+            "{n} devices are GPUs, and this machine has none: name one of the table",
+            "多设备应为 GPU，而本机没有：请指定表中的一种",
+            n=gpus * nodes,
+            fix="--device h100",
+        )
     overrides = dict(overrides or {})
     shape = isinstance(target, (str, Path)) and not _is_recipe(str(target)) and shapes.is_shape(str(target))
 
     def subject(changes: Overrides) -> forecast.Subject:
         if shape:
             named = {k: v for k, v in changes.items() if k != "method.name"}
-            return shapes.subject_of_shape(str(target), changes.get("method.name", method), overrides | named)
-        return forecast.subject_of(load(resolved, changes), trust_code)
+            replicas = nodes if sharding == "tensor" else gpus * nodes
+            return shapes.subject_of_shape(str(target), changes.get("method.name", method), overrides | named, replicas=replicas)
+        return forecast.subject_of(load(given, changes), trust_code)
 
-    resolved = subject({}).recipe if shape else load(target, overrides)
-    on = devices.find(device)
+    given: Any = target if shape else load(target, overrides)
     planned = subject({})
+    resolved = planned.recipe
     steps = None
-    found = forecast.forecast(planned, on, gpus * nodes, sharding, gpus)
+    found = forecast.forecast(planned, on, gpus * nodes, sharding, nodes)
     if calibrate and not shape and device is None and gpus * nodes == 1 and found.fits and 6 * found.step_seconds[1] < 60:
         steps = _three_steps(resolved, trust_code)
         if steps["attention"] is not None:

@@ -18,7 +18,7 @@ def planned(changes=None, *, method="full", **options):
 
 def test_each_device_holds_its_share_of_the_matrices_and_whole_norms():
     subject, whole = planned()
-    _, part = planned(gpus=2, sharding="tensor", group=2)
+    _, part = planned(gpus=2, sharding="tensor")
     norms = sum(p.numel() for p in subject.model.parameters() if p.ndim == 1)
     matrices = part.parameters[0] - norms
     assert part.parameters == whole.parameters
@@ -36,8 +36,8 @@ def test_each_device_holds_its_share_of_the_matrices_and_whole_norms():
 
 
 def test_groups_divide_the_rest_as_fsdp():
-    _, group = planned(gpus=2, sharding="tensor", group=2)
-    _, groups = planned(gpus=4, sharding="tensor", group=2)
+    _, group = planned(gpus=2, sharding="tensor")
+    _, groups = planned(gpus=4, sharding="tensor", nodes=2)
     assert groups.gpus == 4 and groups.moments["activations"]["optimizer"] == pytest.approx(
         group.moments["activations"]["optimizer"] / 2, rel=0.02
     )
@@ -46,7 +46,7 @@ def test_groups_divide_the_rest_as_fsdp():
 def test_the_model_is_left_whole_and_adapters_are_divided():
     subject, whole = planned(method="lora")
     shapes_before = [tuple(p.shape) for p in subject.model.parameters()]
-    part = forecast(subject, H100, gpus=2, sharding="tensor", group=2)
+    part = forecast(subject, H100, gpus=2, sharding="tensor")
     assert [tuple(p.shape) for p in subject.model.parameters()] == shapes_before
     assert part.memory["adapters"] < whole.memory["adapters"] < 2 * part.memory["adapters"]  # of each pair one is whole on both
 
@@ -54,7 +54,7 @@ def test_the_model_is_left_whole_and_adapters_are_divided():
 @pytest.mark.parametrize(("changes", "group"), [({}, 3), ({"model.experts": 2}, 2), ({"model.hidden": 1001}, 2)])
 def test_what_cannot_be_divided_is_refused(changes, group):
     with pytest.raises(RecipeError, match="heads, kv_heads"):
-        planned(changes | {"train.batch_size": 6}, gpus=group, sharding="tensor", group=group)
+        planned(changes | {"train.batch_size": 6}, gpus=group, sharding="tensor")
 
 
 def test_the_option():

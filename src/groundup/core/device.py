@@ -18,6 +18,9 @@ import torch
 from groundup.core.errors import EnvError, RecipeError
 
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler says at each start that it starts
+
+
 @dataclass(frozen=True)
 class Decision:
     """An automatic choice and why it was made, in both languages."""
@@ -64,7 +67,7 @@ def choose_precision(wanted: str, device: str) -> Decision:
     """The dtype of matrix products: 'float32', 'bfloat16' or 'float16'."""
     if wanted != "auto":
         return Decision(wanted, "asked for in the recipe", "由 recipe 指定")
-    if device.startswith("cuda") and torch.cuda.is_bf16_supported():
+    if device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False):
         return Decision("bfloat16", "the GPU computes bfloat16 natively; no loss scaling is needed", "GPU 原生支持 bfloat16，无需损失缩放")
     return Decision("float32", f"on {device} lower precision does not pay for these models", f"在 {device} 上，低精度对这类模型没有好处")
 

@@ -20,7 +20,8 @@ class Device:
     Args:
         memory: bytes that a training can have. flops: operations per second of products in float32 and in 16 bits. bandwidth: bytes per second.
         efficiency: the shares of these rates that trainings reach, from slow to quick. watts: of the board at full load.
-        link, network: bytes per second and direction between devices of one machine and of several; per_node: devices of one machine.
+        link: bytes per second and direction from a device to the others of its machine; network: from a machine to the others, all its cards together.
+        bfloat16: whether it has units for it. context: bytes that its driver takes, which no allocator of tensors sees.
     """
 
     name: str
@@ -33,27 +34,37 @@ class Device:
     watts: float | None = None
     link: float = 25 * GB
     network: float = 12.5 * GB
-    per_node: int = 8
+    bfloat16: bool = True
+    context: int = 700 * 2**20
 
 
 def _gpu(
-    name: str, memory: float, float32: float, half: float, bandwidth: float, watts: float, link: float, network: float, source: str
+    name: str,
+    memory: float,
+    float32: float,
+    half: float,
+    bandwidth: float,
+    watts: float,
+    link: float,
+    network: float,
+    source: str,
+    bfloat16: bool = True,
 ) -> Device:
     """Memory in GB of its label, TFLOP/s, GB/s, W; a part of the memory goes to the driver and to fragments."""
     usable = int(memory * 2**30 * 0.94)
-    rates = {"float32": float32 * 1e12, "bfloat16": half * 1e12, "float16": half * 1e12}
-    return Device(name, usable, rates, bandwidth * GB, source, watts=watts, link=link * GB, network=network * GB)
+    rates = {"float32": float32 * 1e12, "bfloat16": (half if bfloat16 else float32) * 1e12, "float16": half * 1e12}
+    return Device(name, usable, rates, bandwidth * GB, source, watts=watts, link=link * GB, network=network * GB, bfloat16=bfloat16)
 
 
 DEVICES = {
     d.name: d
     for d in (
-        _gpu("t4", 15, 8.1, 65, 320, 70, 12, 3, "NVIDIA T4 data sheet"),
-        _gpu("v100", 32, 15.7, 125, 900, 300, 150, 12.5, "NVIDIA V100 data sheet"),
-        _gpu("a100", 80, 19.5, 312, 2039, 400, 300, 25, "NVIDIA A100 80GB SXM data sheet"),
-        _gpu("a100-40g", 40, 19.5, 312, 1555, 400, 300, 25, "NVIDIA A100 40GB data sheet"),
-        _gpu("h100", 80, 67, 989, 3350, 700, 450, 50, "NVIDIA H100 SXM data sheet"),
-        _gpu("h200", 141, 67, 989, 4800, 700, 450, 50, "NVIDIA H200 data sheet"),
+        _gpu("t4", 15, 8.1, 65, 320, 70, 12, 3, "NVIDIA T4 data sheet", bfloat16=False),
+        _gpu("v100", 32, 15.7, 125, 900, 300, 150, 50, "NVIDIA V100 data sheet", bfloat16=False),
+        _gpu("a100", 80, 19.5, 312, 2039, 400, 300, 200, "NVIDIA A100 80GB SXM data sheet"),
+        _gpu("a100-40g", 40, 19.5, 312, 1555, 400, 300, 200, "NVIDIA A100 40GB data sheet"),
+        _gpu("h100", 80, 67, 989, 3350, 700, 450, 400, "NVIDIA H100 SXM data sheet"),
+        _gpu("h200", 141, 67, 989, 4800, 700, 450, 400, "NVIDIA H200 data sheet"),
         _gpu("l4", 24, 30.3, 121, 300, 72, 25, 12.5, "NVIDIA L4 data sheet"),
         _gpu("l40s", 48, 91.6, 362, 864, 350, 25, 25, "NVIDIA L40S data sheet"),
         _gpu("rtx3060", 12, 12.7, 51, 360, 170, 12, 1.25, "NVIDIA Ampere GA102 white paper"),
@@ -61,9 +72,16 @@ DEVICES = {
         _gpu("rtx4090", 24, 82.6, 165, 1008, 450, 25, 1.25, "NVIDIA Ada white paper"),
         # Half of an Apple GPU's rate in 16 bits is not documented apart: float32's stands for both.
         Device(
-            "mps-32g", 32 * 2**30 * 3 // 4, dict.fromkeys(("float32", "bfloat16", "float16"), 6.8e12), 200 * GB, "Apple M2 Pro", watts=60
+            "mps-32g",
+            32 * 2**30 * 3 // 4,
+            dict.fromkeys(("float32", "bfloat16", "float16"), 6.8e12),
+            200 * GB,
+            "Apple M2 Pro",
+            watts=60,
+            bfloat16=False,
+            context=0,
         ),
-        _gpu("mi300x", 192, 163, 1307, 5300, 750, 448, 50, "AMD Instinct MI300X data sheet"),
+        _gpu("mi300x", 192, 163, 1307, 5300, 750, 448, 400, "AMD Instinct MI300X data sheet"),
     )
 }
 

@@ -37,7 +37,6 @@ CPU = torch.device("cpu")
 PATIENCE = 25.0  # seconds in which advice is looked for
 FEW = (2, 3)  # layers that are traced of models with more than twice as many
 KERNEL = 8e-6  # seconds in which a GPU's host starts one kernel
-CONTEXT_OF_A_GPU = 700 * 2**20  # CUDA's context with cuBLAS, which no allocator of tensors sees
 CODE = 25 * 2**20  # pages of the libraries' own files that a first training brings in
 LIBRARIES = 60 * 2**20  # with what they keep for themselves, where nothing was measured
 HOST = 20e9  # bytes per second between a GPU and its host (PCIe 4.0 x16), and of the host's own memory where it updates weights
@@ -86,7 +85,7 @@ class Forecast:
     checkpoint: int
     cache: int
     gpus: int = 1
-    group: int = 1
+    nodes: int = 1
     sharding: str | None = None
     traffic: float = 0.0
     calibrated: float | None = None
@@ -107,7 +106,7 @@ class Forecast:
     @property
     def resident(self) -> int:
         """What the process takes above its imports: on CPUs the tensors and what the libraries keep for themselves; on GPUs the driver's context."""
-        return self.peak + (CONTEXT_OF_A_GPU if self.device.gpu else self.libraries)
+        return self.peak + (self.device.context if self.device.gpu else self.libraries)
 
     @property
     def fits(self) -> bool:
@@ -211,12 +210,12 @@ def of_job(job: Job) -> Forecast:
     return found
 
 
-def forecast(subject: Subject, device: Device, gpus: int = 1, sharding: str = "fsdp", group: int = 1) -> Forecast:
+def forecast(subject: Subject, device: Device, gpus: int = 1, sharding: str = "fsdp", nodes: int = 1) -> Forecast:
     """Traces a step for this device; a micro-batch of `auto` is halved until it fits, as a training does.
 
     Args:
-        gpus: all devices. sharding: 'fsdp' (weights, gradients and optimizer states divided among them), 'ddp' (whole on each), or 'tensor': `group`
-            devices share every layer, and such groups divide the rest as FSDP does.
+        gpus: all devices, in so many nodes. sharding: 'fsdp' (weights, gradients and optimizer states divided among them), 'ddp' (whole on each), or
+            'tensor' (the devices of a node share every layer, and the nodes divide the rest as FSDP does).
     """
     if sharding not in ("fsdp", "ddp", "tensor"):
         raise RecipeError(
@@ -226,22 +225,23 @@ def forecast(subject: Subject, device: Device, gpus: int = 1, sharding: str = "f
             fix="--sharding fsdp",
         )
     recipe, batches = subject.recipe, subject.batches
-    group = group if sharding == "tensor" else 1
+    group = gpus // nodes if sharding == "tensor" else 1
     replicas = gpus // group
-    if gpus > 1 and (batches.batch_size % replicas or not device.gpu):
+    if batches.batch_size % replicas:
         raise RecipeError(
-            "{n} devices share each batch: train.batch_size = {batch} is to be a multiple of it, and the device a GPU",
-            "每个批次由 {n} 个设备分担：train.batch_size = {batch} 应是它的倍数，且设备应为 GPU",
+            "train.batch_size = {batch} cannot be divided among {n} devices or groups of them",
+            "train.batch_size = {batch} 无法分给 {n} 个设备（或设备组）",
             n=replicas,
             batch=batches.batch_size,
-            fix="--set train.batch_size={n}   --device h100",
+            least=max(1, batches.batch_size // replicas) * replicas,
+            fix="--set train.batch_size={least}",
         )
     part = subject
     if group > 1:
         from groundup.planning.tensor import part_of
 
         part = part_of(subject, group)
-    precision = recipe.train.precision if recipe.train.precision != "auto" else "bfloat16" if device.gpu else "float32"
+    precision = recipe.train.precision if recipe.train.precision != "auto" else "bfloat16" if device.gpu and device.bfloat16 else "float32"
     wanted = recipe.train.micro_batch_size
     small = None if device.gpu else getattr(subject.task, "small_batch", None)
     size = min(int(wanted) if wanted != "auto" else batches.batch_size, batches.batch_size // replicas)
@@ -251,7 +251,7 @@ def forecast(subject: Subject, device: Device, gpus: int = 1, sharding: str = "f
     def planned(size: int) -> Forecast:
         found = _layered(part, device, precision, size)
         if replicas > 1:
-            found = _shared(found, part, replicas, gpus, "ddp" if sharding == "ddp" else "fsdp")
+            found = _shared(found, part, replicas, nodes, group, sharding)
         return _grouped(found, subject, group, replicas) if group > 1 else found
 
     found = planned(size)
@@ -301,14 +301,14 @@ def _with(parent: nn.Module, name: str, layers: nn.ModuleList, call: Callable[[]
     return call()
 
 
-def _shared(one: Forecast, subject: Subject, gpus: int, total: int, sharding: str) -> Forecast:
+def _shared(one: Forecast, subject: Subject, gpus: int, nodes: int, group: int, sharding: str) -> Forecast:
     """The same training on several devices: memory of one of them, its share of the work, and what has to be sent.
 
     'fsdp' is FSDP2 itself on ranks that do not exist, see `sharded`; 'ddp' keeps everything whole, and the gradients once more in the buckets in which
     they are summed (Li et al., arXiv 2006.15704, 3.2.3).
 
     Args:
-        total: devices in all, those of groups included.
+        gpus: devices, or groups of them that share every layer, each of which has a part of the batch.
     """
     device = one.device
     if sharding == "ddp":
@@ -320,14 +320,14 @@ def _shared(one: Forecast, subject: Subject, gpus: int, total: int, sharding: st
 
         traced, traffic = sharded_moments(subject, precision=one.precision, size=one.micro_batch_size, world=gpus)
         moments = {phase: _corrected(subject.recipe, subject.model, memory, gpus) for phase, memory in traced.items()}
-    link = device.link if total <= device.per_node else device.network
-    sending = traffic / link
+    sending = max(traffic / device.link, group * traffic / device.network if nodes > 1 else 0.0)
     quick, slow = (s / gpus for s in one.step_seconds)
     # The quick end hides all sending behind the computing, the slow end none of it.
     return replace(
         one,
         moments=moments,
         gpus=gpus,
+        nodes=nodes,
         sharding=sharding,
         traffic=traffic,
         step_seconds=(max(quick, sending), slow + sending),
@@ -339,13 +339,12 @@ def _grouped(one: Forecast, subject: Subject, group: int, replicas: int) -> Fore
     from groundup.planning.tensor import traffic_of
 
     traffic = traffic_of(subject, group, replicas, 4 if one.precision == "float32" else 2)
-    sending = traffic / (one.device.link if group <= one.device.per_node else one.device.network)
+    sending = traffic / one.device.link
     quick, slow = one.step_seconds
     return replace(
         one,
         parameters=count_parameters(subject.model),
         gpus=group * replicas,
-        group=group,
         sharding="tensor",
         traffic=one.traffic + traffic,
         step_seconds=(quick + sending, slow + 2 * sending),
@@ -367,8 +366,6 @@ def advice(
     tried: list[dict[str, Any]] = [micro]
     if recipe.optim.name == "muon":  # its update stacks all matrices of a shape
         tried.append({"optim.name": "adamw"})
-    if device.gpu and not recipe.optim.offload:
-        tried.append({"optim.offload": True})
     if recipe.task.name in LIKE_TEXT:
         tried += [{"train.checkpointing": "selective"}, whole, whole | micro]
         tried += [whole | micro | {"optim.name": "adamw"}] if recipe.optim.name == "muon" else []
@@ -381,15 +378,19 @@ def advice(
             tried.append({"method.rank": rank // 2})
         if recipe.method.name in ("full", "lora") and not recipe.method.arguments.get("bits") and device.gpu:
             tried += [{"method.name": "lora", "method.bits": 4}, whole | micro | {"method.name": "lora", "method.bits": 4}]
+    if device.gpu and not recipe.optim.offload:
+        tried.append({"optim.offload": True})
+    tried = _that_change(tried, recipe, own)
     found: list[dict[str, Any]] = []
     if own.peak > 2 * device.memory:
         tried.reverse()  # small changes will not do, and there is no time to try them all
     begin = time.monotonic()
     for changes in tried:
-        if time.monotonic() - begin > PATIENCE or sum(a["fits"] for a in found) == 3:
+        spent = time.monotonic() - begin
+        if (spent > PATIENCE and found) or spent > 2 * PATIENCE or sum(a["fits"] for a in found) == 3:
             break
         try:
-            other = forecast(build(changes), device, own.gpus, sharding, own.group)
+            other = forecast(build(changes), device, own.gpus, sharding, own.nodes)
         except GroundupError:  # a change that this recipe does not allow
             continue
         if other.peak < own.peak:
@@ -416,8 +417,24 @@ def advice(
     return good[:5] or sorted(found, key=lambda a: a["peak"])[:1]
 
 
+def _that_change(tried: list[dict[str, Any]], recipe: Recipe, own: Forecast) -> list[dict[str, Any]]:
+    """Without settings that are already so, and each only once."""
+    found: list[dict[str, Any]] = []
+    for changes in tried:
+        new = {
+            k: v
+            for k, v in changes.items()
+            if not (k == "train.micro_batch_size" and own.micro_batch_size == 1)
+            and not (k == "train.checkpointing" and recipe.train.checkpointing == v)
+            and not (k == "method.name" and recipe.method.name == v)
+        }
+        if new and new not in found:
+            found.append(new)
+    return found
+
+
 def _traced(subject: Subject, device: Device, precision: str, size: int) -> Forecast:
-    recipe, task, model, batches = subject.recipe, subject.task, subject.model, subject.batches
+    recipe, model, batches = subject.recipe, subject.model, subject.batches
     batches.micro_batch_size, batches.per_step = size, -(-batches.batch_size // size)
     model.zero_grad(set_to_none=True)
     model.train()
@@ -476,6 +493,8 @@ def _corrected(recipe: Recipe, model: nn.Module, memory: dict[str, int], gpus: i
         matrices = [w for w in matrices if w.shape[0] != getattr(model, "vocabulary", None)]
         each = NF4 if bits == 4 else 1.0
         memory["weights"] -= sum(int(w.numel() * (w.element_size() - each)) for w in matrices) // gpus
+        if "cast" in memory:  # what is kept of them for the backward pass is the few bits, not their copies in 16
+            memory["cast"] = max(0, memory["cast"] - sum(2 * w.numel() for w in matrices))
         memory["dequantised"] = max((w.numel() * w.element_size() for w in matrices), default=0)
     if recipe.optim.offload:
         memory.pop("optimizer", None)

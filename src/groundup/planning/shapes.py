@@ -22,6 +22,7 @@ from groundup.models.language import LanguageModel
 from groundup.planning.forecast import Subject, changed_by_method
 from groundup.planning.trace import fake_mode
 from groundup.tasks.language_modeling import TokenBatch
+from groundup.training.parallel import Ranks
 
 CONTEXT, VOCABULARY = 2048, 32768  # of a size that is planned by name alone
 
@@ -33,11 +34,12 @@ class AssumedBatches:
 
     def __init__(self, batch_size: int, context: int) -> None:
         self.batch_size = self.micro_batch_size = batch_size
-        self.per_step, self.context = 1, context
+        self.per_step, self.context, self.ranks = 1, context, Ranks()
 
     def micro(self, step: int) -> Iterator[TokenBatch]:
-        for start in range(0, self.batch_size, self.micro_batch_size):
-            tokens = torch.zeros(min(self.micro_batch_size, self.batch_size - start), self.context, dtype=torch.int64)
+        mine = self.batch_size // self.ranks.world
+        for start in range(0, mine, self.micro_batch_size):
+            tokens = torch.zeros(min(self.micro_batch_size, mine - start), self.context, dtype=torch.int64)
             yield TokenBatch(tokens, tokens.clone(), None)
 
 
@@ -48,7 +50,10 @@ def config_of(name: str) -> dict[str, Any] | None:
     path = Path(name).expanduser()
     path = path / "config.json" if path.is_dir() else path
     if path.name.endswith(".json") and path.is_file():
-        config = files.read_json(path)
+        try:
+            config = files.read_json(path)
+        except ValueError as error:
+            raise ModelError("{path} is not JSON: {why}", "{path} 不是 JSON：{why}", path=path, why=error) from error
         if not isinstance(config, dict) or "model_type" not in config:
             raise ModelError(
                 "{path} is not the config.json of a language model: it says no model_type",
@@ -63,13 +68,16 @@ def is_shape(name: str) -> bool:
     return name in SIZES or name.startswith("hub:") or config_of(name) is not None
 
 
-def subject_of_shape(name: str, method: str = "full", overrides: dict[str, Any] | None = None, weights: str = "float32") -> Subject:
+def subject_of_shape(
+    name: str, method: str = "full", overrides: dict[str, Any] | None = None, weights: str = "float32", replicas: int = 1
+) -> Subject:
     """What is planned of a model without its weights and without data: AdamW, whole rows of `task.context` tokens.
 
     Args:
         name: a size (1M .. 70B), a config.json or the folder that has it, hub:owner/name.
         overrides: as of a recipe; task.vocabulary and task.context are the model's own where it has them.
         weights: the dtype in which weights, gradients and optimizer states are kept.
+        replicas: what the batch is to be a multiple of, where none is given.
 
     Raises:
         UserError: no such model, or a setting that does not fit.
@@ -93,7 +101,7 @@ def subject_of_shape(name: str, method: str = "full", overrides: dict[str, Any] 
         "model": {"name": architecture, **({} if architecture == "causal-lm" else arguments)},
         "method": {"name": method},
         "optim": {"name": "adamw", "lr": 1e-4},
-        "train": {"steps": 1000, "batch_size": 8},
+        "train": {"steps": 1000, "batch_size": max(1, 8 // replicas) * replicas},
     }
     overrides = dict(overrides or {})
     vocabulary = int(overrides.pop("task.vocabulary", vocabulary))

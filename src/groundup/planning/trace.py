@@ -270,7 +270,7 @@ def step(
     batches: Iterable[Any],
     optimizers: list[torch.optim.Optimizer],
     parameters: list[nn.Parameter],
-    gradients: Callable[[], None],
+    gradients: Callable[[], list[nn.Parameter]],
     *,
     clip: bool = True,
 ) -> None:
@@ -325,7 +325,7 @@ def training_step(
     _first_update(trace, parameters, optimizers)
     model.zero_grad(set_to_none=True)
     clip = subject.recipe.train.clip_norm is not None
-    step(trace, model, loss, micro_batches(trace, subject), optimizers, parameters, lambda: parts and parts(), clip=clip)
+    step(trace, model, loss, micro_batches(trace, subject), optimizers, parameters, parts or (lambda: parameters), clip=clip)
 
 
 def _first_update(trace: Trace, parameters: list[nn.Parameter], optimizers: list[torch.optim.Optimizer]) -> None:
@@ -378,7 +378,9 @@ def adapts(model: nn.Module) -> bool:
 
 
 def stack_of(model: nn.Module, more_than: int = 0) -> tuple[nn.Module, str, nn.ModuleList] | None:
-    """The module that holds the layers of a model with more than so many, its attribute, and the layers."""
-    found = [(m, n, c) for m in model.modules() for n, c in m.named_children() if isinstance(c, nn.ModuleList) and len(c) > more_than]
-    alike = [f for f in found if len({type(layer) for layer in f[2]}) == 1]
+    """The module that holds the layers of a model with more than so many, its attribute, and the layers. Lists inside of layers (experts) do not count."""
+    found = [(path, m, n, c) for path, m in model.named_modules() for n, c in m.named_children() if isinstance(c, nn.ModuleList)]
+    lists = [f"{path}.{n}." for path, _, n, _ in found]
+    outer = [(m, n, c) for path, m, n, c in found if not any(f"{path}.".startswith(other) for other in lists)]
+    alike = [f for f in outer if len(f[2]) > more_than and len({type(layer) for layer in f[2]}) == 1]
     return max(alike, key=lambda f: len(f[2]), default=None)
