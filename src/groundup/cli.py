@@ -311,7 +311,7 @@ def train(
         partial(
             pipeline.train, recipe, overrides, out=out, resume=resume, extend=extend, trust_code=trust_code, budget=budget, check=check
         ),
-        partial(pipeline.plan_only, recipe, overrides),
+        partial(pipeline.plan_only, recipe, overrides, budget),
         dry_run,
         json,
     )

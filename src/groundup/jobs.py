@@ -212,6 +212,8 @@ def build(
         model = build_model(recipe.model.name, recipe.model.arguments, task.input_shape, task.num_outputs)
         if recipe.init is not None:
             _load_weights(model, Path(recipe.init), run)
+    if isinstance(model, LanguageModel):
+        model.softcap = getattr(task, "softcap", None) or model.softcap
     if recipe.train.checkpointing != "none":
         if not isinstance(model, LanguageModel):
             raise RecipeError(
@@ -255,6 +257,8 @@ def build(
             for name in ("train", "validation")
             if name in prepared.splits
         }
+    if (enough := getattr(task, "enough", None)) is not None:
+        enough(encoded["train"])
     batch_size = batch_size_of(recipe, run, len(encoded["train"]))
     if batch_size < ranks.world:
         raise RecipeError(

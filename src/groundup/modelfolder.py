@@ -61,6 +61,10 @@ class Loaded:
     arguments: dict[str, Any]
     weights: list[Path]
 
+    def __post_init__(self) -> None:
+        if isinstance(self.model, LanguageModel) and (cap := getattr(self.task, "softcap", None)) is not None:
+            self.model.softcap = cap
+
     @property
     def answering(self) -> nn.Module:
         """The model with the views (test-time augmentation) that its card asks for: what answers and evaluations use."""

@@ -22,6 +22,7 @@ from torch import nn
 
 from groundup import jobs, modelfolder
 from groundup.before_after import compare, measure_before
+from groundup.budget import Choice
 from groundup.budget import choose as for_budget
 from groundup.checking import Report
 from groundup.checking.examine import examine
@@ -129,9 +130,7 @@ def train(
     ranks = parallel.start()
     chosen = None
     if budget is not None and recipe is not None and not ranks.rank:
-        chosen = for_budget(load(recipe, overrides or {}), budget)
-        overrides = {**(overrides or {}), **chosen.overrides}
-        console.line(say("budget: {en}", "预算：{zh}", en=chosen.reason, zh=chosen.reason_zh))
+        chosen, overrides = _within(budget, recipe, overrides or {})
     if ranks.rank:
         return _follow(ranks, recipe, overrides or {}, resume=resume, extend=extend, trust_code=trust_code)
     resolved, run, done = open_run(
@@ -431,8 +430,19 @@ def _close(watchers: list[loop.Watcher]) -> None:
         watchers.pop().end()
 
 
-def plan_only(recipe: str | Path | Recipe | Mapping[str, Any] | None, overrides: Overrides | None = None) -> dict[str, Any]:
+def _within(budget: str, recipe: Any, overrides: Overrides) -> tuple[Choice, dict[str, Any]]:
+    """What a training time allows, told, and the overrides with it."""
+    chosen = for_budget(load(recipe, overrides), budget)
+    console.line(say("budget: {en}", "预算：{zh}", en=chosen.reason, zh=chosen.reason_zh))
+    return chosen, {**overrides, **chosen.overrides}
+
+
+def plan_only(
+    recipe: str | Path | Recipe | Mapping[str, Any] | None, overrides: Overrides | None = None, budget: str | None = None
+) -> dict[str, Any]:
     """`--dry-run`: the resolved recipe, the data's splits and the model's size, with one rehearsed step and nothing kept."""
+    if budget is not None and recipe is not None:
+        overrides = _within(budget, recipe, overrides or {})[1]
     with tempfile.TemporaryDirectory(prefix="groundup-dry-run-") as folder:
         resolved, run, _ = open_run(recipe, overrides or {}, Path(folder) / "run", resume=False, extend=False)
         try:

@@ -36,6 +36,35 @@ def test_cached_batches_equal_the_model_without_a_cache(form):
     assert [new[:5] for new in together] == generate(net, PROMPTS, few)
 
 
+def test_a_cap_of_the_logits_holds_in_every_way_of_a_step(monkeypatch):
+    net = small("decoder", **FORMS["decoder"]).eval()
+    net.softcap, probabilities = 0.02, []
+    choosing = generation.choose
+    monkeypatch.setattr(generation, "choose", lambda logits, *rest: probabilities.append(logits) or choosing(logits, *rest))
+    for native, most in (("1", 40), ("0", 40), ("1", 4)):
+        monkeypatch.setenv("GROUNDUP_NATIVE", native)
+        generate(net, [[1, 2]], Sampling(max_tokens=most, temperature=0))
+    assert max(float(logits.abs().max()) for logits in probabilities) <= 0.0201
+    net.softcap = None
+    generate(net, [[1, 2]], Sampling(max_tokens=40, temperature=0))
+    assert float(probabilities[-1].abs().max()) > 0.03
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_nan_is_told_and_not_sampled(precision):
+    net = small("decoder", **FORMS["decoder"]).eval()
+    with torch.no_grad():
+        net.model.layers[0].mlp.down_proj.weight[3, 3] = float("nan")
+    with pytest.raises(ModelError, match="NaN"):
+        generate(net, [[1, 2]], Sampling(max_tokens=40, temperature=0, precision=precision))
+
+
+def test_weights_made_for_inference_generate_too():
+    with torch.inference_mode():
+        net = small("decoder", **FORMS["decoder"]).eval()
+        assert len(generate(net, [[1, 2]], GREEDY)[0]) == 40
+
+
 def test_the_context_is_the_end():
     net = small("decoder", **FORMS["decoder"]).eval()
     assert [len(new) for new in generate(net, PROMPTS, Sampling(max_tokens=500, temperature=0))] == [64 - len(p) for p in PROMPTS]

@@ -150,6 +150,10 @@ def test_bad_settings_are_named(corpus, tmp_path):
 
     with pytest.raises(RecipeError, match="at least 2"):
         train(**{"task.context": 1})
+    with pytest.raises(RecipeError, match="the whole training text has"):
+        train(**{"task.context": 100_000})
+    with pytest.raises(gu.GroundupError, match=r"model\.window = 0"):
+        train(**{"model.window": 0})
     with pytest.raises(DataError, match="supports a vocabulary"):
         train(**{"task.tokenizer": "bpe", "task.vocabulary": 30000})
     with pytest.raises(RecipeError, match=r"task\.vocabulary"):
@@ -169,6 +173,13 @@ def test_a_context_beyond_the_model_is_refused(shared_data, corpus, tmp_path):
         gu.tune(folder, str(corpus), "full", {"task.context": 1024}, out=tmp_path / "run")
 
 
+def test_a_cap_of_the_logits_is_part_of_the_model(corpus, tmp_path, capsys):
+    run = gu.train("gpt-stdlib", TINY | {"data.source": str(corpus), "task.logit_softcap": 0.5, "train.steps": 2}, out=tmp_path / "run")
+    assert "transformers opens the folder without it" in capsys.readouterr().out
+    model = run.load().model
+    assert model.softcap == 0.5 and float(model(torch.arange(8)[None]).detach().abs().max()) <= 0.5
+
+
 def test_a_budget_picks_a_size_and_says_why(corpus):
     from groundup.budget import choose
     from groundup.core.recipe import load
@@ -180,3 +191,11 @@ def test_a_budget_picks_a_size_and_says_why(corpus):
         choose(recipe, "soon")
     with pytest.raises(RecipeError, match="decoder"):
         choose(load("digits-cnn"), "1min")
+
+
+def test_a_dry_run_plans_what_the_budget_allows(corpus, capsys):
+    from groundup.cli import main
+
+    assert main(["train", "gpt-stdlib", f"--set=data.source={corpus}", "--budget", "30s", "--dry-run", "--json", "--lang", "en"]) == 0
+    shown = capsys.readouterr()
+    assert "budget:" in shown.err and json.loads(shown.out)["recipe"]["model"]["size"] == "1M"

@@ -17,7 +17,6 @@ import torch
 
 from groundup.core.errors import EnvError, RecipeError
 
-
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler says at each start that it starts
 
 

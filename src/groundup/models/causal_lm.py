@@ -123,8 +123,7 @@ class CausalLM(LanguageModel):
         return Cache([(tokens, tokens[:, :, :0])], torch.zeros(rows, dtype=torch.int64, device=device), 0)
 
     def head(self, h: Tensor) -> Tensor:
-        logits = F.linear(h, self.output_weight)
-        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+        return self.capped(F.linear(h, self.output_weight))
 
     def recompute(self, kind: Checkpointing) -> None:
         """transformers knows whole layers only."""

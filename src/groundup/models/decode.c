@@ -245,9 +245,16 @@ static void product(int64_t kind, const Matrix *m, const Rows *x, int64_t b, flo
 /* A row in int16 with one scale; what is behind its end, up to an even number, is zero. */
 static void quantise(const float *x, int64_t n, int16_t *y, float *scale) {
     float most = 0;
+    int finite = 1;
     for (int64_t i = 0; i < n; i++) {
         float size = __builtin_fabsf(x[i]);
         most = size > most ? size : most;
+        finite &= size <= __FLT_MAX__;
+    }
+    if (!finite) { /* a whole number cannot say it, the scale can */
+        for (int64_t i = 0; i < up_to(n, 2); i++) y[i] = 0;
+        *scale = __builtin_nanf("");
+        return;
     }
     float factor = most > 1e-30f ? 32767.0f / most : 0;
     for (int64_t i = 0; i < n; i++) y[i] = (int16_t)(int32_t)((x[i] * factor + 12582912.0f) - 12582912.0f);

@@ -217,6 +217,8 @@ class Decoder(LanguageModel):
                 kv=kv_heads,
                 fix="--set model.heads=4 --set model.kv_heads=4",
             )
+        if window is not None and window < 1:
+            raise ModelError("model.window = {n}: at least 1", "model.window = {n}：至少为 1", n=window, fix="--set model.window=256")
         if experts and not 0 < experts_per_token <= experts:
             raise ModelError(
                 "model.experts_per_token = {top}: between 1 and {experts} (model.experts) is expected",

@@ -234,7 +234,7 @@ class _Dense(Laid):
             gate, up = layer.gate_up(_rms(x, layer.second_norm)).chunk(2, -1)
             x = x + layer.down(F.silu(gate).mul_(up))
         cache.advance(1)
-        return self.head(_rms(x, self.norm))
+        return self.capped(self.head(_rms(x, self.norm)))
 
 
 def _rms(x: Tensor, norm: RMSNorm) -> Tensor:
@@ -310,6 +310,14 @@ def stream(model: LanguageModel, prompts: Sequence[Sequence[int]], how: Sampling
                 seen[i, list(prompt)] = True
         stops = set(how.stop_tokens)
         for step in range(steps):
+            if bool(logits.amax().isnan()):
+                raise ModelError(
+                    "the model answers with NaN: its weights hold NaN, or numbers that are too large for {precision}",
+                    "模型输出 NaN：权重中含有 NaN，或数值超出 {precision} 的范围",
+                    precision=how.precision,
+                    fix="groundup runs verify RUN   (or take an earlier checkpoint)",
+                    fix_zh="groundup runs verify RUN（或使用更早的检查点）",
+                )
             tokens = choose(logits, seen, how, numbers, step)
             if seen is not None:
                 seen[torch.arange(len(tokens), device=device), tokens] = True

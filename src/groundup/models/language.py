@@ -85,7 +85,7 @@ class LanguageModel(Model):
         super().__init__(input_shape, num_outputs)
         self.context, self.vocabulary = input_shape[0], num_outputs
         self.checkpointing: Checkpointing = "none"
-        self.softcap: float | None = None  # the head's own: logits become softcap * tanh(logits / softcap)
+        self.softcap: float | None = None  # logits become softcap * tanh(logits / softcap)
 
     attention_path: AttentionPath  # of models that compute attention themselves
     separates = False  # whether a single row of documents costs no more than the documents do
@@ -148,7 +148,10 @@ class LanguageModel(Model):
         self.vocabulary = self.num_outputs = vocabulary
 
     def head(self, h: Tensor) -> Tensor:
-        return F.linear(h, self.output_weight)
+        return self.capped(F.linear(h, self.output_weight))
+
+    def capped(self, logits: Tensor) -> Tensor:
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def example_input(self, batch_size: int = 2) -> Tensor:
         return torch.zeros(batch_size, min(self.context, 8), dtype=torch.int64, device=next(self.parameters()).device)

@@ -91,7 +91,7 @@ def _read_config(config: dict[str, Any]) -> tuple[str, dict[str, Any], int, int]
     for key, plain in (("hidden_act", "silu"), ("mlp_bias", False), ("mlp_only_layers", []), ("decoder_sparse_step", 1)):
         _only(config, key, plain)
     layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
-    window, since = config.get("sliding_window"), 0
+    window, since = config.get("sliding_window") if family != "llama" else None, 0  # transformers' Llama has none, whatever its config says
     if family.startswith("qwen"):
         window = window if config.get("use_sliding_window") else None
         since = config.get("max_window_layers", 0) if family != "qwen3_moe" else 0

@@ -131,20 +131,31 @@ class Laid:
 
     @classmethod
     def of(cls, model: Decoder, rows: int, capacity: int, precision: str, *, keep: bool) -> Self:
-        key = (cls, cls.any_rows or rows == 1, precision, [(p.data_ptr(), p._version) for p in model.parameters()])
+        if any(p.is_inference() for p in model.parameters()):
+            keep = False  # nobody counts the changes of such weights
+        key = (
+            cls,
+            cls.any_rows or rows == 1,
+            precision,
+            [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()],
+        )
         known, made = Laid.kept.get(model, (None, None))
         if not isinstance(made, cls) or known != key:
             Laid.kept.pop(model, None)  # before the next one is made: there is never more than one
             made = cls(model, rows, precision)
             if keep:
                 Laid.kept[model] = (key, made)
+        made.softcap = model.softcap
         made.reach(capacity)
         return made
 
     def __init__(self, model: Decoder, rows: int, precision: str) -> None:
         self.heads, self.kv_heads, self.head_dim = model.heads, model.kv_heads, model.head_dim
-        self.frequency, self.factor = model.frequency, model.rope_factor
+        self.frequency, self.factor, self.softcap = model.frequency, model.rope_factor, model.softcap
         self.cos = self.sin = model.frequency.new_zeros(0)
+
+    def capped(self, logits: Tensor) -> Tensor:
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def reach(self, capacity: int) -> None:
         """Rotary positions up to here."""
@@ -257,4 +268,4 @@ class Native(Laid):
             cos.data_ptr(), sin.data_ptr(), scratch.data_ptr(), logits.data_ptr(),
         )  # fmt: skip
         cache.advance(1)
-        return logits
+        return self.capped(logits)

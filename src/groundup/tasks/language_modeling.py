@@ -116,6 +116,17 @@ class LanguageModeling(Task):
         self.context = self.tokens_per_sample = context
         self.evaluation_batch = max(1, 16384 // context)
 
+    def enough(self, encoded: Encoded) -> None:
+        """Raises RecipeError where a single window would be longer than the whole text: the step would be spent on padding."""
+        if isinstance(encoded, EncodedText) and self.context > max(4096, encoded.stream.inputs):
+            raise RecipeError(
+                "task.context = {context}: the whole training text has {n:,} tokens",
+                "task.context = {context}：整个训练文本只有 {n:,} 个词元",
+                context=self.context,
+                n=encoded.stream.inputs,
+                fix="--set task.context=1024",
+            )
+
     # -- what is learned from the training split ---------------------------------------------------------------------------
     def fit(self, dataset: Dataset, train: NDArray[np.int64]) -> None:
         corpus = dataset.inputs
@@ -213,6 +224,15 @@ class LanguageModeling(Task):
     def write_files(self, folder: Path) -> None:
         assert self.tokenizer is not None
         self.tokenizer.save(folder, self.context)
+        if self.softcap is not None:
+            console.line(
+                say(
+                    "! task.logit_softcap = {cap} is kept here; transformers opens the folder without it, so its probabilities are sharper there",
+                    "! task.logit_softcap = {cap} 只在本工具中生效；transformers 打开该目录时没有它，概率会更尖锐",
+                    cap=self.softcap,
+                ),
+                style="yellow",
+            )
 
     def read_files(self, folder: Path) -> None:
         self.tokenizer, self.wanted = open_tokenizer(str(folder)), str(folder)

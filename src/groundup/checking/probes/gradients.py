@@ -59,7 +59,7 @@ def probe(t: Trial) -> Iterator[Finding]:
         yield from _cut_off(t, made, made.loss)
     elif zero and (hard := _flat(made)) is not None:
         yield t.found("grad.non_differentiable", t.place(hard), hard, what=hard.name)
-    elif silent:
+    elif silent and made.error is None:
         yield from _silent(t, made, silent)
     if made.error is None:
         yield from _dead(t)
@@ -186,7 +186,9 @@ def _silent(t: Trial, made: Traced, silent: list[str]) -> Iterator[Finding]:
             unused += cut
     # A part that only some batches use (an expert, a random layer) is not unused.
     unused = [n for n in unused if "lora" not in n.lower() or id(model.get_parameter(n)) not in used]
-    if unused and not _used_later(t, unused):
+    trained = sum(p.requires_grad for p in model.parameters())
+    # A step that uses nothing of the model runs it where this probe does not look (a closure of LBFGS).
+    if unused and len(unused) < trained and not _used_later(t, unused):
         modules = sorted({n.rpartition(".")[0] for n in unused}, key=len)
         first = modules[0]
         yield t.found("grad.unused_module", f"model.{first}" if first else f"model.{unused[0]}", names=[f"model.{n}" for n in unused[:4]],
@@ -345,13 +347,13 @@ def _sizes(t: Trial, made: Traced) -> Iterator[Finding]:
     elif (largest > 1e4 and loss < 1e4) or (named is None and len(sizes) >= 6 and largest > 1e3 * max(loss, 1.0)):
         yield t.found("grad.exploding", f"model.{path}", layer=f"model.{path}", size=largest, grown=grown, name="weight")
     if len(sizes) >= 4:
-        first, last = sizes[0], sizes[-1]
+        # Of the first quarter the largest: queries and keys of a new transformer have next to none, beside others that learn.
+        first, last = max(sizes[: max(1, len(sizes) // 4)], key=lambda s: s[1]), sizes[-1]
         late = max(s for _, s in sizes[len(sizes) // 2 :])
-        if late > 0 and 0 < first[1] < 1e-3 * late:
-            saturating = next((op for op in made.tape.ops if op.name in SATURATE), None)
-            if saturating is not None:
-                yield t.found("grad.vanishing", f"model.{first[0]}", layer=f"model.{first[0]}", size=first[1], last=f"model.{last[0]}", late=late,
-                              activation=saturating.name, ratio=late / first[1])  # fmt: skip
+        saturating = [op for op in made.tape.ops if op.name in SATURATE]
+        if late > 0 and 0 < first[1] < 1e-3 * late and len(saturating) > 1:
+            yield t.found("grad.vanishing", f"model.{first[0]}", layer=f"model.{first[0]}", size=first[1], last=f"model.{last[0]}", late=late,
+                          activation=saturating[0].name, ratio=late / first[1])  # fmt: skip
 
 
 def _growth(made: Traced) -> float:

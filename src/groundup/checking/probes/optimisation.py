@@ -168,8 +168,9 @@ def _accumulated(t: Trial, e: Events, place: str) -> Iterator[Finding]:
     for kind, _ in order:
         if kind == "backward":
             run += 1
-        elif kind == "step":
-            runs.append(run)
+        else:  # what was gathered is taken, or thrown away (a second look at the same batch, as in SAM)
+            if kind == "step":
+                runs.append(run)
             run = 0
     full = [r for r in runs if r > 1]
     if not full or len(full) < 0.5 * len(runs):
