@@ -436,4 +436,61 @@ def train_step(model, batch, loss_fn, optimizer):
             p.mul_(0.99).add_(q, alpha=0.01)
     return loss.item()
 """,
+    "two looks at each batch (sharpness-aware)": """
+x, y = blobs()
+train_loader = loader(x, y)
+model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
+loss_fn = nn.CrossEntropyLoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+def train_step(model, batch, loss_fn, optimizer, rho=0.05):
+    x, y = batch
+    optimizer.zero_grad()
+    loss = loss_fn(model(x), y)
+    loss.backward()
+    with torch.no_grad():
+        norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+        moves = [rho * p.grad / (norm + 1e-12) for p in model.parameters()]
+        for p, e in zip(model.parameters(), moves):
+            p.add_(e)
+    optimizer.zero_grad()
+    loss_fn(model(x), y).backward()
+    with torch.no_grad():
+        for p, e in zip(model.parameters(), moves):
+            p.sub_(e)
+    optimizer.step()
+    return loss.item()
+""",
+    "a closure for L-BFGS": """
+x, y = blobs()
+train_loader = loader(x, y)
+model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+loss_fn = nn.CrossEntropyLoss()
+optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=4)
+def train_step(model, batch, loss_fn, optimizer):
+    x, y = batch
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_fn(model(x), y)
+        loss.backward()
+        return loss
+    return optimizer.step(closure).item()
+""",
+    "a new BERT": """
+from transformers import BertConfig, BertForSequenceClassification
+torch.manual_seed(0)
+config = BertConfig(vocab_size=120, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=32, num_labels=2)
+model = BertForSequenceClassification(config)
+class Texts(torch.utils.data.Dataset):
+    def __len__(self):
+        return 128
+    def __getitem__(self, i):
+        g = torch.Generator().manual_seed(i)
+        ids = torch.randint(5, 120, (16,), generator=g)
+        return {"input_ids": ids, "attention_mask": torch.ones(16, dtype=torch.long), "labels": (ids[:4].sum() % 2).long()}
+train_loader = DataLoader(Texts(), batch_size=16, shuffle=True)
+def compute_loss(model, batch):
+    return model(**batch).loss
+loss_fn = None
+optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
+""",
 }

@@ -194,3 +194,42 @@ def test_every_training_begins_with_three_lines(short, tmp_path, capsys, monkeyp
     assert cli.main(run) == 0
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("plan:")]
     assert len(told) == 3 and ("activations" in told[0] if not short else "measured" in told[0])
+
+
+def test_experts_are_no_layers():
+    facts = groundup.plan("1M", TINY | {"model.layers": 2, "model.experts": 8}, device="h100")
+    assert facts["fits"] and facts["parameters"]["all"] > 2_000_000
+
+
+def test_a_base_in_four_bits_keeps_no_copies_in_sixteen():
+    four = forecasting.forecast(shapes.subject_of_shape("5M", "lora", TINY | {"model.layers": 2, "method.bits": 4}), devices.find("h100"))
+    plain = forecasting.forecast(shapes.subject_of_shape("5M", "lora", TINY | {"model.layers": 2}), devices.find("h100"))
+    assert four.memory.get("cast", 0) < 0.3 * plain.memory["cast"]
+
+
+def test_devices_without_bfloat16_are_planned_as_they_train():
+    assert groundup.plan("1M", TINY | {"model.layers": 2}, device="t4")["precision"] == "float32"
+
+
+def test_the_assumed_batch_divides_and_the_devices_are_gpus(tmp_path, capsys):
+    assert groundup.plan("1M", {"model.layers": 1, "task.context": 64}, device="h100", gpus=3)["batch_size"] == 6
+    if not torch.cuda.is_available():
+        assert cli.main(["plan", "1M", "--gpus", "8", "--lang", "en"]) == 2
+        assert "--device h100" in capsys.readouterr().err
+    assert cli.main(["plan", "1M", "--device", "h100", "--price", "-5", "--lang", "en"]) == 2
+    (tmp_path / "config.json").write_text('{"model_type": "llama", ')
+    assert cli.main(["plan", str(tmp_path), "--lang", "en"]) == 2
+    assert "not JSON" in capsys.readouterr().err
+
+
+def test_what_is_so_already_is_not_advised():
+    recipe = load("gpt-stdlib", {"train.checkpointing": "whole"})
+    own = forecast(subject_of(load("digits-cnn")), HERE)
+    own.micro_batch_size = 1
+    tried = [
+        {"train.micro_batch_size": 1},
+        {"train.checkpointing": "whole"},
+        {"train.checkpointing": "whole", "optim.offload": True},
+        {"optim.offload": True},
+    ]
+    assert forecasting._that_change(tried, recipe, own) == [{"optim.offload": True}]

@@ -379,6 +379,8 @@ def rates(t: Trial) -> Iterator[Finding]:
     s = t.subject
     if s.optimizer is None or t.step.error is not None or s.train_loader is None:
         return
+    if isinstance(s.optimizer, torch.optim.LBFGS):  # its rate is a share of a step whose length it finds itself, on one batch at a time
+        return
     own = t.trained
     lr = max(float(g.get("initial_lr", g["lr"])) for g in s.optimizer.param_groups)
     if own.error is not None or own.steps < 4:
