@@ -362,8 +362,10 @@ def print_forecast(facts: dict[str, Any]) -> None:
     )
     console.line(
         say(
-            "the process {resident}, evaluation {evaluation}; a checkpoint {disk}, the run's folder {run}",
-            "进程共 {resident}，评估 {evaluation}；每个检查点 {disk}，运行目录 {run}",
+            "{of} {resident}, evaluation {evaluation}; a checkpoint {disk}, the run's folder {run}",
+            "{of_zh} {resident}，评估 {evaluation}；每个检查点 {disk}，运行目录 {run}",
+            of="the process above its imports" if facts["device"].startswith("cpu") else "with the driver's",
+            of_zh="进程在导入之外共" if facts["device"].startswith("cpu") else "连同驱动",
             resident=size(facts["resident"]),
             evaluation=size(facts["evaluation"]),
             disk=size(facts["disk"]["checkpoint"]),
