@@ -380,8 +380,8 @@ def turn(what: str, folder: Path, *, case: str = "", imports: list[str] | None =
 
 
 def kind_of(case: str) -> str:
-    name, _ = CASES[case]
-    return "tuning" if name in METHODS else "text" if name.startswith("gpt") else "vision"
+    name, changes = CASES[case]
+    return "tuning" if name in METHODS else f"text {changes.get('train.checkpointing', '')}" if name.startswith("gpt") else "vision"
 
 
 def part_of(name: str, planned: float, taken: float, unit: str, bar: float, **facts: Any) -> dict[str, Any]:
@@ -462,7 +462,7 @@ def published_part(folder: Path, quick: bool) -> list[dict[str, Any]]:
             few["peer"] - many["peer"],
             "GiB",
             BARS["published"],
-            differs=None,
+            differs="what the allocator had reserved, blocks of other moments included: not counted",
         )
         print(f"{part['name']:58}{part['ours']:>10,.2f}{part['peer']:>11,.2f} GiB {part['ratio'] - 1:+6.1%}{' ' if part['met'] else '!'}")
         parts.append(part)

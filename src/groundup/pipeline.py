@@ -60,7 +60,7 @@ from groundup.training.signals import StopRequest
 from groundup.training.watch import build_watchers
 
 SHORT, LONG = 20.0, 120.0  # seconds of training from which on probes of one step, and self-tests as well, are worth their time
-CALIBRATION = 2.0  # seconds of real steps that `plan` measures
+CALIBRATION = 4.0  # seconds of real steps that `plan` measures
 OPENED = ("transformers", "timm", "causal-lm")  # architectures whose arguments come with their weights, not from a recipe
 
 
@@ -289,7 +289,7 @@ def _three_steps(recipe: Recipe, trust_code: bool) -> dict[str, Any]:
             job.plan.stage(0, job.state.total).enter(job.state.model)
             device.forget_peak()
             took: list[float] = []
-            while len(took) < 4 or (sum(took[1:]) < CALIBRATION and len(took) < 40):
+            while len(took) < 4 or (sum(took[1:]) < CALIBRATION and len(took) < 60):
                 began = time.perf_counter()
                 loop.step(job.state, job.batches, job.task, job.plan)
                 if job.plan.device.type == "cuda":

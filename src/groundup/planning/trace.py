@@ -27,7 +27,7 @@ from groundup.tasks import token_loss
 if TYPE_CHECKING:
     from groundup.planning.forecast import Subject
 
-LOOKED_AT = 16  # micro-batches among which the largest is looked for
+LOOKED_AT = 16  # steps among whose micro-batches the largest is looked for
 
 aten = torch.ops.aten
 ATTENTION = (aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention_for_cpu_backward)
@@ -363,7 +363,7 @@ def micro_batches(trace: Trace, subject: Subject, evaluating: bool = False) -> I
     with _disable_current_modes():
         found = list(itertools.islice(batches.micro(0), 1 if evaluating else 2))
         if not evaluating and subject.task.kind == "text":
-            first = itertools.islice((b for k in range(LOOKED_AT) for b in batches.micro(k)), LOOKED_AT)
+            first = (b for k in range(LOOKED_AT) for b in batches.micro(k))
             found[-1] = max(first, key=lambda b: sum(t.nbytes for t in _tensors(vars(b))))
     for batch in found:
         if batch.inputs.is_floating_point():
