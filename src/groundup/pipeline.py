@@ -243,7 +243,7 @@ def plan(
     if gpus * nodes > 1 and not on.gpu:
         raise RecipeError(
             "{n} devices are GPUs, and this machine has none: name one of the table",
-            "多设备应为 GPU，而本机没有：请指定表中的一种",
+            "{n} 个设备应为 GPU，而本机没有：请指定表中的一种",
             n=gpus * nodes,
             fix="--device h100",
         )

@@ -12,7 +12,7 @@ from groundup import pipeline
 from groundup.core import console
 from groundup.core.errors import ModelError
 from groundup.core.messages import say
-from groundup.models.generation import Sampling, write
+from groundup.models.generation import Sampling, check_prompts, write
 
 
 def generate(model: str, prompts: Sequence[str], how: Sampling, *, as_json: bool = False, trust_code: bool = False) -> None:
@@ -22,6 +22,7 @@ def generate(model: str, prompts: Sequence[str], how: Sampling, *, as_json: bool
     """
     loaded, tokenizer = pipeline.language_model(model, trust_code=trust_code)
     rows = [tokenizer.encode_prompt(p) for p in prompts]
+    check_prompts(loaded.model, rows)  # type: ignore[arg-type]
     how.stop_tokens = [*how.stop_tokens, *tokenizer.turn_ends()]
     begin, texts = time.perf_counter(), [""] * len(rows)
     if not as_json and len(rows) == 1:

@@ -23,7 +23,7 @@ def shape(line):
     return re.sub(r"\s+", " ", re.sub(r"\d[\d,.]*(e-?\d+)?", "#", line)).strip()
 
 
-@pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize("name", [READMES[0], *(pytest.param(n, marks=pytest.mark.slow) for n in READMES[1:])])  # the commands are the same
 def test_commands_work_and_print_what_is_shown(name, capsys):
     commands = []
     for block in blocks((ROOT / name).read_text(encoding="utf-8"), "console"):

@@ -274,7 +274,9 @@ def test_the_demo_runs_shows_its_commands_and_tuning_beats_scratch(as_json, grou
         assert folder.read_text()
 
 
-@pytest.mark.parametrize(("recipe", "floor"), [("mnist-cnn", 0.9), ("mnist-fcnn", 0.85), ("mnist-bigmodel", 0.85)])
+@pytest.mark.parametrize(
+    ("recipe", "floor"), [("mnist-cnn", 0.9), ("mnist-fcnn", 0.85), pytest.param("mnist-bigmodel", 0.85, marks=pytest.mark.slow)]
+)
 def test_mnist_recipes_learn(recipe, floor, as_json, shared_data, monkeypatch):
     monkeypatch.setenv("GROUNDUP_DATA", str(shared_data))
     assert as_json("train", recipe, "--set", "train.steps=60", "--set", "evaluate.every=60", *FAST)["metrics"]["accuracy"] > floor

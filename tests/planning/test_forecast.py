@@ -103,6 +103,7 @@ def test_the_command(capsys):
 
 
 def test_what_does_not_fit_exits_3_with_changes_that_do(capsys, monkeypatch):
+    monkeypatch.setattr(forecasting, "PATIENCE", 5.0)
     monkeypatch.setattr(devices, "find", lambda name: Device("small", 1100 * 2**20, {"float32": 1e12, "bfloat16": 1e12}, 1e11, "assumed"))
     big = [f"--set={k}={v}" for k, v in (DECODER | {"model.width": 2048, "model.layers": 1, "optim.name": "muon"}).items()]
     assert cli.main(["plan", "gpt-stdlib", *big, "--lang", "en"]) == 3

@@ -69,7 +69,12 @@ def test_a_quantised_base_is_tuned_opened_resumed_and_merged(bits, library, base
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "config", [{"peft_type": "IA3"}, {"peft_type": "LOHA", "r": 4}, {"peft_type": "LORA", "r": 2, "rank_pattern": {"q_proj": 4}}]
+    "config",
+    [
+        {"peft_type": "IA3"},
+        pytest.param({"peft_type": "LOHA", "r": 4}, marks=pytest.mark.slow),
+        {"peft_type": "LORA", "r": 2, "rank_pattern": {"q_proj": 4}},
+    ],
 )
 def test_any_method_of_peft(config, base, tmp_path):
     pytest.importorskip("peft")

@@ -271,17 +271,8 @@ def _stepper(model: LanguageModel, rows: int, capacity: int, how: Sampling, *, k
 
 
 # -- many tokens -----------------------------------------------------------------------------------------------------------------
-@torch.inference_mode()
-def stream(model: LanguageModel, prompts: Sequence[Sequence[int]], how: Sampling) -> Iterator[list[int | None]]:
-    """Yields, step by step, the new token of each prompt, None for those that are done.
-
-    Args:
-        prompts: token numbers, of any lengths, none empty.
-
-    Raises:
-        ModelError: a prompt without tokens, or one that leaves no room in the model's context.
-    """
-    longest = max((len(p) for p in prompts), default=0)
+def check_prompts(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> None:
+    """Raises ModelError for a prompt without tokens, or one that leaves no room in the model's context."""
     if any(not p for p in prompts):
         raise ModelError("a prompt holds no tokens", "提示中没有词元", fix='groundup generate MODEL "Once upon a time"')
     for prompt in prompts:
@@ -294,6 +285,20 @@ def stream(model: LanguageModel, prompts: Sequence[Sequence[int]], how: Sampling
                 fix="a shorter prompt",
                 fix_zh="缩短提示",
             )
+
+
+@torch.inference_mode()
+def stream(model: LanguageModel, prompts: Sequence[Sequence[int]], how: Sampling) -> Iterator[list[int | None]]:
+    """Yields, step by step, the new token of each prompt, None for those that are done.
+
+    Args:
+        prompts: token numbers, of any lengths, none empty.
+
+    Raises:
+        ModelError: see `check_prompts`; or NaN instead of logits.
+    """
+    check_prompts(model, prompts)
+    longest = max((len(p) for p in prompts), default=0)
     device = model.output_weight.device
     steps = min(how.max_tokens, model.context - min(len(p) for p in prompts))
     training = model.training
