@@ -114,14 +114,14 @@ def predict(case: str, folder: Path) -> dict[str, Any]:
     from groundup.planning import devices, forecast
 
     attention: list[str | None] = [None]
-    three_steps = pipeline._three_steps
+    real_steps = pipeline._real_steps
 
     def noted(*given: Any) -> dict[str, Any]:
-        found = three_steps(*given)
+        found = real_steps(*given)
         attention[0] = found["attention"]
         return found
 
-    pipeline._three_steps = noted
+    pipeline._real_steps = noted
     recipe = recipe_of(case, folder)
     with console.muted():
         facts = groundup.plan(recipe, {})

@@ -263,7 +263,7 @@ def plan(
     steps = None
     found = forecast.forecast(planned, on, gpus * nodes, sharding, nodes)
     if calibrate and not shape and device is None and gpus * nodes == 1 and found.fits and 6 * found.step_seconds[1] < 60:
-        steps = _three_steps(resolved, trust_code)
+        steps = _real_steps(resolved, trust_code)
         if steps["attention"] is not None:
             planned.model.attention_path = steps["attention"]
         found = forecast.forecast(planned, on)
@@ -278,7 +278,7 @@ def _is_recipe(name: str) -> bool:
     return name in shipped() or name.endswith((".yaml", ".yml"))
 
 
-def _three_steps(recipe: Recipe, trust_code: bool) -> dict[str, Any]:
+def _real_steps(recipe: Recipe, trust_code: bool) -> dict[str, Any]:
     """Real steps of a training that is thrown away, three at least: their median seconds, how attention is computed, the process's memory at most."""
     with console.muted(), tempfile.TemporaryDirectory(prefix="groundup-plan-") as folder:
         device.give_back()

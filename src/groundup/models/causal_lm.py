@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from groundup.core.errors import ModelError
 from groundup.core.registry import MODELS, Card
-from groundup.models.language import Cache, Checkpointing, LanguageModel, positions_of
+from groundup.models.language import Cache, Checkpointing, LanguageModel, capped, positions_of
 
 SCALES = ("logit_scale", "logits_scaling")  # settings by which some families multiply, or divide, their logits
 
@@ -123,7 +123,7 @@ class CausalLM(LanguageModel):
         return Cache([(tokens, tokens[:, :, :0])], torch.zeros(rows, dtype=torch.int64, device=device), 0)
 
     def head(self, h: Tensor) -> Tensor:
-        return self.capped(F.linear(h, self.output_weight))
+        return capped(F.linear(h, self.output_weight), self.softcap)
 
     def recompute(self, kind: Checkpointing) -> None:
         """transformers knows whole layers only."""

@@ -18,7 +18,7 @@ from groundup.core.errors import ModelError, RecipeError
 from groundup.data.order import CounterRandom
 from groundup.data.tokenizers import Tokenizer
 from groundup.models.decoder import MLP, Decoder
-from groundup.models.language import Cache, LanguageModel, RMSNorm
+from groundup.models.language import Cache, LanguageModel, RMSNorm, capped
 from groundup.models.native import Laid, Native, usable
 
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -234,7 +234,7 @@ class _Dense(Laid):
             gate, up = layer.gate_up(_rms(x, layer.second_norm)).chunk(2, -1)
             x = x + layer.down(F.silu(gate).mul_(up))
         cache.advance(1)
-        return self.capped(self.head(_rms(x, self.norm)))
+        return capped(self.head(_rms(x, self.norm)), self.softcap)
 
 
 def _rms(x: Tensor, norm: RMSNorm) -> Tensor:

@@ -148,13 +148,15 @@ class LanguageModel(Model):
         self.vocabulary = self.num_outputs = vocabulary
 
     def head(self, h: Tensor) -> Tensor:
-        return self.capped(F.linear(h, self.output_weight))
-
-    def capped(self, logits: Tensor) -> Tensor:
-        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+        return capped(F.linear(h, self.output_weight), self.softcap)
 
     def example_input(self, batch_size: int = 2) -> Tensor:
         return torch.zeros(batch_size, min(self.context, 8), dtype=torch.int64, device=next(self.parameters()).device)
+
+
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """softcap * tanh(logits / softcap) (Gemma 2, arXiv 2408.00118, 2); the logits themselves where there is no cap."""
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
 def _dear(context: Any, operation: Any, *rest: Any, **more: Any) -> CheckpointPolicy:

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from groundup.data.cache import cache_folder
 from groundup.models.decoder import Decoder
-from groundup.models.language import Cache
+from groundup.models.language import Cache, capped
 
 SOURCE = Path(__file__).with_name("decode.c")
 PANEL = 16
@@ -154,9 +154,6 @@ class Laid:
         self.frequency, self.factor, self.softcap = model.frequency, model.rope_factor, model.softcap
         self.cos = self.sin = model.frequency.new_zeros(0)
 
-    def capped(self, logits: Tensor) -> Tensor:
-        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
-
     def reach(self, capacity: int) -> None:
         """Rotary positions up to here."""
         if len(self.cos) < capacity:
@@ -268,4 +265,4 @@ class Native(Laid):
             cos.data_ptr(), sin.data_ptr(), scratch.data_ptr(), logits.data_ptr(),
         )  # fmt: skip
         cache.advance(1)
-        return self.capped(logits)
+        return capped(logits, self.softcap)
