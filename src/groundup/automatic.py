@@ -36,9 +36,14 @@ def rehearse(job: Job) -> None:
     """The dry step; and the choices that depend on it: the micro-batch that fits, and whether compiling pays."""
     recipe, run, batches = job.recipe, job.run, job.batches
     wanted = recipe.train.micro_batch_size
-    small = getattr(job.task, "small_batch", None) if job.plan.device.type == "cpu" else None
-    most = min(batches.batch_size, small(batches.encoded)) if small is not None else batches.batch_size
-    batches.micro_batch_size = min(wanted, batches.batch_size) if wanted != "auto" else most
+    batches.micro_batch_size = batches.batch_size if wanted == "auto" else min(wanted, batches.batch_size)
+    if wanted == "auto" and job.plan.device.type == "cpu" and (enough := job.task.computed_at_once(batches.encoded)) is not None:
+        batches.tokens = run.decide(
+            "micro_batch_tokens",
+            enough,
+            "tokens of a forward pass: on CPUs as quick as the whole batch, in less memory",
+            "一次前向的词元数：在 CPU 上与整批同样快，占用内存更少",
+        )
     augment = recipe.data.augment
     pairs = augment is not None and bool(augment.mixup or augment.cutmix)
     if pairs and batches.micro_batch_size % 2 and batches.micro_batch_size < batches.batch_size:
@@ -49,7 +54,6 @@ def rehearse(job: Job) -> None:
             fix=f"--set train.micro_batch_size={batches.micro_batch_size + 1}",
         )
     while True:
-        batches.per_step = -(-batches.batch_size // batches.micro_batch_size)
         try:
             seconds = loop.rehearse(job.state, batches, job.task, job.plan)
             break
@@ -71,17 +75,17 @@ def rehearse(job: Job) -> None:
         batches.micro_batch_size,
         "asked for in the recipe"
         if wanted != "auto"
+        else "the whole batch, as far as the tokens allow"
+        if batches.tokens is not None and whole
         else "the whole batch fits into memory"
         if whole
-        else "on CPUs as quick as the whole batch, in less memory"
-        if batches.micro_batch_size == most
         else "the largest half of the batch that fits into memory",
         "由 recipe 指定"
         if wanted != "auto"
+        else "整批，受词元数限制"
+        if batches.tokens is not None and whole
         else "整个批次能放进内存"
         if whole
-        else "在 CPU 上与整批同样快，占用内存更少"
-        if batches.micro_batch_size == most
         else "能放进内存的最大对半批次",
     )
     run.decide("step_seconds", seconds, "measured in the rehearsal (forward and backward)", "在预演中测得（前向与反向）")

@@ -347,7 +347,7 @@ def build(
         state.total = total  # another one only with --extend
         state.stopped_early = state.stopped_early and restored.step >= total
         batches.micro_batch_size = run.decisions["micro_batch_size"]["value"]
-        batches.per_step = -(-batch_size // batches.micro_batch_size)
+        batches.tokens = run.decisions.get("micro_batch_tokens", {}).get("value")
         take_path(model, run)
         compile_model(job, run.decisions["compile"]["value"])
     device.give_back()  # what preparing and rehearsing took and the training does not

@@ -152,6 +152,7 @@ def train(
                 report = check_job(job, fast=True)
                 _stop_at_errors(report.joined(self_tests(job)) if _seconds(job) > LONG else report)
             measure_before(job)
+            device.give_back()
         watch = resolved.watch
         watchers = build_watchers(
             run, metric=job.plan.metric, tensorboard=watch.tensorboard, profile=watch.profile, trackers=watch.trackers
@@ -313,7 +314,7 @@ def _tell_plan(job: Job) -> None:
     here = device.available_memory()
     owners = ""
     try:
-        if job.plan.device.type == "cpu" and seconds > SHORT:  # tracing takes some seconds by itself
+        if job.plan.device.type == "cpu" and seconds > LONG:  # tracing takes some seconds by itself
             from groundup.planning import forecast
 
             found = forecast.of_job(job)

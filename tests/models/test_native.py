@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from groundup.models import generation, native
+from groundup.models import generation, library, native
 from groundup.models.generation import Sampling, generate
 from groundup.models.native import Native
 
@@ -34,8 +34,8 @@ LENGTHS = [3, 1, 7, 2, 9, 5, 4, 6, 8, 3, 12, 1, 15, 2, 11, 10]
 
 @pytest.fixture(autouse=True)
 def at_hand(isolated):
-    if native.why_not() is not None:
-        pytest.skip(f"no kernel here: {native.why_not()}")
+    if library.why_not("decode") is not None:
+        pytest.skip(f"no kernel here: {library.why_not('decode')}")
 
 
 def texts(rows, steps):
@@ -109,7 +109,7 @@ def test_generation_uses_it_and_says_the_same_as_torch(precision, monkeypatch):
     assert isinstance(native.Laid.kept[net][1], Native)
     monkeypatch.setenv("GROUNDUP_NATIVE", "0")
     theirs = generate(net, prompts, how)
-    assert isinstance(native.Laid.kept[net][1], generation._Dense) and native.why_not() == "GROUNDUP_NATIVE=0"
+    assert isinstance(native.Laid.kept[net][1], generation._Dense) and library.why_not("decode") == "GROUNDUP_NATIVE=0"
     assert ours == theirs if precision == "float32" else [new[:3] for new in ours] == [new[:3] for new in theirs]
 
 
@@ -142,9 +142,9 @@ def test_what_is_outside_the_tables_is_told():
 def anew(monkeypatch, tmp_path):
     """As in a new process with an empty cache."""
     monkeypatch.setenv("GROUNDUP_CACHE", str(tmp_path / "cache"))
-    native._library.cache_clear()
+    library._loaded.cache_clear()
     yield tmp_path / "cache"
-    native._library.cache_clear()
+    library._loaded.cache_clear()
 
 
 @pytest.mark.parametrize("fault", ["none there", "fails", "makes nothing of use", "no folder"])
@@ -152,7 +152,7 @@ def test_without_a_working_compiler_torch_does_it(fault, anew, monkeypatch, tmp_
     net = small("decoder", **FORMS["decoder"]).eval()
     how = Sampling(max_tokens=40, temperature=0)
     expected = generate(net, [[1, 2]], how)
-    native._library.cache_clear()
+    library._loaded.cache_clear()
     shutil.rmtree(anew)
     if fault == "no folder":
         anew.write_text("a file")
@@ -167,18 +167,18 @@ def test_without_a_working_compiler_torch_does_it(fault, anew, monkeypatch, tmp_
             script.chmod(script.stat().st_mode | stat.S_IXUSR)
     assert generate(net, [[1, 2]], how) == expected
     assert isinstance(native.Laid.kept[net][1], generation._Dense)
-    reason = native.why_not()
+    reason = library.why_not("decode")
     assert {"none there": "no C compiler", "fails": "it does not work"}.get(fault, "") in reason
 
 
 def test_a_damaged_library_is_made_again(anew):
-    assert native.why_not() is None
+    assert library.why_not("decode") is None
     (path,) = anew.glob("native/*/decode.so")
     whole = path.read_bytes()
     for damaged in (b"", whole[: len(whole) // 2], whole[:-40] + b"x" + whole[-39:]):
         path.unlink()  # not in place: this process has it in use
         path.write_bytes(damaged)
-        assert not native._checked(path)
+        assert not library._checked(path)
     with ThreadPoolExecutor(2) as pool:  # two at once, as two processes would
-        assert all(pool.map(lambda _: native._loaded(), range(2)))
-    assert native._checked(path) and [p.name for p in (anew / "native").iterdir()] == [path.parent.name]
+        assert all(pool.map(lambda _: library._load("decode"), range(2)))
+    assert library._checked(path) and [p.name for p in (anew / "native").iterdir()] == [path.parent.name]

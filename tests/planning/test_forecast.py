@@ -188,13 +188,13 @@ def test_devices_that_cannot_share_the_batch_are_refused(options):
         groundup.plan("1M", TINY, device="h100", **options)
 
 
-@pytest.mark.parametrize("short", [0.0, 20.0])
-def test_every_training_begins_with_three_lines(short, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(pipeline, "SHORT", short)
+@pytest.mark.parametrize("long", [0.0, 120.0])
+def test_every_training_begins_with_three_lines(long, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pipeline, "LONG", long)
     run = ["train", "digits-cnn", "--set=train.steps=2", "--no-check", f"--out={tmp_path / 'run'}", "--lang", "en"]
     assert cli.main(run) == 0
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("plan:")]
-    assert len(told) == 3 and ("activations" in told[0] if not short else "measured" in told[0])
+    assert len(told) == 3 and ("activations" in told[0] if not long else "measured" in told[0])
 
 
 def test_experts_are_no_layers():

@@ -60,7 +60,7 @@ def evaluate(
     metrics = task.metrics_of(encoded)
     metrics.resampling = intervals
     with evaluating(model):
-        for batch in in_order(task, encoded, batch_size or task.evaluation_batch, device):
+        for batch in in_order(task, encoded, batch_size or task.evaluated_at_once(encoded, device), device):
             if stop():
                 return None
             outputs = task.score(model, batch, metrics)

@@ -6,10 +6,7 @@
 
    Each output is summed over its inputs one by one, whatever the number of rows: a row gets the same bits alone and among others. */
 
-#include <stdint.h>
-
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
+#include "vectors.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -19,17 +16,13 @@ enum { FLOAT32, BFLOAT16, INT8 }; /* how weights are stored */
 enum { PANEL = 16 };              /* outputs of a panel */
 enum { BLOCK = 512 };             /* inputs after which sums of int8 products go into floats: 512 * 127 * 32767 is just below 2^31 */
 
-#if defined(__AVX__)
-enum { LANES = 8, TALL = 6 }; /* 6 rows x 2 vectors of sums, and 2 of weights and 1 of inputs, fill the 16 registers */
-#elif defined(__aarch64__)
-enum { LANES = 4, TALL = 6 };
+#if defined(__AVX__) || defined(__aarch64__)
+enum { TALL = 6 }; /* 6 rows x 2 vectors of sums, and 2 of weights and 1 of inputs, fill the 16 registers of AVX */
 #else
-enum { LANES = 4, TALL = 3 };
+enum { TALL = 3 };
 #endif
 enum { HALF = PANEL / LANES / 2 }; /* vectors of half a panel */
 
-typedef float Floats __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef int32_t Ints __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef uint32_t Words __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t Pair __attribute__((may_alias)); /* two int16 */
 
@@ -58,51 +51,7 @@ typedef struct {
 int omp_get_thread_num(void);
 int omp_get_num_threads(void);
 
-/* -- small things on vectors ------------------------------------------------------------------------------------------------- */
-INLINE Floats load(const float *p) { return *(const Floats *)p; }
-INLINE void store(float *p, Floats v) { *(Floats *)p = v; }
-INLINE Floats all(float x) { return x - (Floats){0}; }
 INLINE int64_t up_to(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
-INLINE float total(Floats v) {
-    float sum = 0;
-    UNROLL for (int l = 0; l < LANES; l++) sum += v[l];
-    return sum;
-}
-
-INLINE Floats larger(Floats a, Floats b) { /* NaN in b stays */
-    Ints first = a > b;
-    return (Floats)((first & (Ints)a) | (~first & (Ints)b));
-}
-
-/* e^x: 2^k * e^r with |r| <= ln(2) / 2, and e^r by its series, to float32's rounding. */
-INLINE Floats exponential(Floats x) {
-    x = -larger(all(-88), -larger(all(-87), x));
-    Floats shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the rounded number is in the lowest bits */
-    Floats k = shifted - 12582912.0f;
-    Floats r = (x - k * 0.693359375f) + k * 2.12194440e-4f;
-    Floats p = all(1.0f / 5040);
-    p = p * r + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    return p * (Floats)(((Ints)shifted + 127) << 23);
-}
-
-static float dot(const float *a, const float *b, int64_t n) {
-    Floats s = {0}, t = {0};
-    int64_t i = 0;
-    for (; i + 2 * LANES <= n; i += 2 * LANES) {
-        s += load(a + i) * load(b + i);
-        t += load(a + i + LANES) * load(b + i + LANES);
-    }
-    float sum = total(s + t);
-    for (; i < n; i++) sum += a[i] * b[i];
-    return sum;
-}
 
 static void rms_norm(const float *x, const float *weight, float eps, int64_t n, float *y) {
     float factor = 1.0f / __builtin_sqrtf(dot(x, x, n) / (float)n + eps);

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from groundup.core.errors import ModelError
 from groundup.core.registry import MODELS, Card
+from groundup.models import fused, lora
 from groundup.models.language import (
     Apart,
     AttentionPath,
@@ -52,7 +53,8 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+        gate, up = lora.together(x, (self.gate_proj, self.up_proj))
+        return self.down_proj(fused.swiglu(gate, up) if fused.takes(gate, up) else F.silu(gate) * up)  # type: ignore[no-any-return]
 
 
 class Experts(nn.Module):
@@ -107,10 +109,13 @@ class Attention(nn.Module):
         self, x: Tensor, cos: Tensor, sin: Tensor, may: Tensor | Apart | None, path: AttentionPath, cache: Cache | None, layer: int
     ) -> Tensor:
         b, t, _ = x.shape
-        q, k, v = (p(x).view(b, t, -1, self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (y.view(b, t, -1, self.head_dim) for y in lora.together(x, (self.q_proj, self.k_proj, self.v_proj)))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = rotate(q.transpose(1, 2), cos, sin), rotate(k.transpose(1, 2), cos, sin), v.transpose(1, 2)
+        if cache is None and fused.takes(q, k, v, cos):
+            q, k, v = fused.heads(q, k, v, cos, sin)
+        else:
+            q, k, v = rotate(q.transpose(1, 2), cos, sin), rotate(k.transpose(1, 2), cos, sin), v.transpose(1, 2)
         if cache is None:
             out = attend(q, k, v, may, path)
         else:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from groundup.core.errors import ModelError
+from groundup.models import fused
 from groundup.models.base import Model
 
 AttentionPath = Literal["sdpa", "explicit"]
@@ -284,6 +285,8 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if fused.takes(x, self.weight):
+            return fused.rms_norm(x, self.weight, self.eps)
         if x.device.type == "cpu" and x.dtype == torch.float32 and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-any-return]
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
@@ -308,12 +311,20 @@ class _Explicit(torch.autograd.Function):
     """Attention with all its probabilities in memory: at short contexts faster on CPUs than kernels that save them."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, may: Tensor | None, scale: float) -> Tensor:
         b, heads, t, d = q.shape
         kv, groups = k.shape[1], heads // k.shape[1]
         q3, k3, v3 = q.reshape(b * kv, groups * t, d), k.reshape(b * kv, t, d), v.reshape(b * kv, t, d)
-        scores = torch.bmm(q3, k3.transpose(1, 2)).mul_(scale).view(b, kv, groups, t, t)
-        p = torch.softmax(scores.add_(bias.unsqueeze(1)), -1).view(b * kv, groups * t, t)
+        p = torch.bmm(q3, k3.transpose(1, 2))
+        ctx.fused, ctx.causal = fused.takes(p), may is None
+        if may is None and not ctx.fused:
+            may = torch.ones(t, t, dtype=torch.bool, device=q.device).tril()[None, None]
+        bias = None if may is None else torch.zeros(may.shape, dtype=q.dtype, device=q.device).masked_fill_(~may, -torch.inf)
+        if ctx.fused:
+            fused.softmax_(p, scale, bias, b)
+        else:
+            assert bias is not None
+            p = torch.softmax(p.mul_(scale).view(b, kv, groups, t, t).add_(bias.unsqueeze(1)), -1).view(b * kv, groups * t, t)
         ctx.save_for_backward(q3, k3, v3, p)
         ctx.scale, ctx.shapes = scale, (q.shape, k.shape)
         return torch.bmm(p, v3).view(b, heads, t, d)
@@ -324,7 +335,11 @@ class _Explicit(torch.autograd.Function):
         shape, kv_shape = ctx.shapes
         g3 = grad.reshape(q3.shape)
         dv = torch.bmm(p.transpose(1, 2), g3)
-        ds = torch.ops.aten._softmax_backward_data(torch.bmm(g3, v3.transpose(1, 2)), p, -1, p.dtype).mul_(ctx.scale)
+        ds = torch.bmm(g3, v3.transpose(1, 2))
+        if ctx.fused:
+            fused.softmax_back_(p, ds, ctx.scale, ctx.causal)
+        else:
+            ds = torch.ops.aten._softmax_backward_data(ds, p, -1, p.dtype).mul_(ctx.scale)
         dq, dk = torch.bmm(ds, k3), torch.bmm(ds.transpose(1, 2), q3)
         return dq.view(shape), dk.view(kv_shape), dv.view(kv_shape), None, None
 
@@ -365,11 +380,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, may: Tensor | Apart | None, path: At
         parts = zip(q.split(may.sizes, 2), k.split(may.sizes, 2), v.split(may.sizes, 2), may.inside)
         return torch.cat([attend(*part, path) for part in parts], 2)
     if path == "explicit":
-        t = q.shape[2]
-        if may is None:
-            may = torch.ones(t, t, dtype=torch.bool, device=q.device).tril()[None, None]
-        bias = torch.zeros(may.shape, dtype=q.dtype, device=q.device).masked_fill_(~may, -torch.inf)
-        return _Explicit.apply(q, k, v, bias, q.shape[-1] ** -0.5)  # type: ignore[no-any-return]
+        return _Explicit.apply(q, k, v, may, q.shape[-1] ** -0.5)  # type: ignore[no-any-return]
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=may, is_causal=may is None, enable_gqa=grouped)
 

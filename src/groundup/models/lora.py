@@ -16,11 +16,48 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 from groundup.core.errors import ModelError, RecipeError
 
 PREFIX = "base_model.model."  # of names in PEFT's files
+
+
+class _LowRank(torch.autograd.Function):
+    """x W' + b + scale * x A' B' for several (W, b, A, B) and the same x, where W and b are not trained: the narrow products of all are one, and what
+    they add is added in the pass of the wide ones."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float, *matrices: Any) -> tuple[Tensor, ...]:
+        weights, biases, many_a, many_b = (matrices[k::4] for k in range(4))
+        flat, a = x.flatten(0, -2), torch.cat(many_a) if len(many_a) > 1 else many_a[0]
+        low = flat @ a.t()
+        outs = [F.linear(flat, w, bias) for w, bias in zip(weights, biases)]
+        for out, part, b in zip(outs, low.split([len(a) for a in many_a], 1), many_b):
+            out.addmm_(part, b.t(), alpha=scale)
+        ctx.save_for_backward(flat, low, a, *weights, *many_b)
+        ctx.scale, ctx.ranks = scale, [len(a) for a in many_a]
+        return tuple(out.view(*x.shape[:-1], -1) for out in outs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        flat, low, a, *rest = ctx.saved_tensors
+        count, scale = len(ctx.ranks), ctx.scale
+        weights, many_b, flats = rest[:count], rest[count:], [g.flatten(0, -2) for g in grads]
+        for_low = torch.empty_like(low)
+        for g, part, b in zip(flats, for_low.split(ctx.ranks, 1), many_b):
+            torch.mm(g, b, out=part)
+        for_low.mul_(scale)
+        for_a = (for_low.t() @ flat).split(ctx.ranks)
+        for_b = [torch.addmm(b, g.t(), part, beta=0, alpha=scale) for g, part, b in zip(flats, low.split(ctx.ranks, 1), many_b)]
+        for_x = None
+        if ctx.needs_input_grad[0]:
+            for_x = flats[0] @ weights[0]
+            for g, w in zip(flats[1:], weights[1:]):
+                for_x.addmm_(g, w)
+            for_x = for_x.addmm_(for_low, a).view(*grads[0].shape[:-1], -1)
+        return for_x, None, *(t for pair in zip(for_a, for_b) for t in (None, None, *pair))
 
 
 class LoRALinear(nn.Module):
@@ -73,7 +110,21 @@ class LoRALinear(nn.Module):
     def bias(self) -> Tensor | None:
         return self.base_layer.bias
 
+    def is_bare(self, x: Tensor) -> bool:
+        """Whether nothing stands between the products: no dropout, no norms, no other numbers than x has, nobody who watches a part."""
+        parts = (self.base_layer, self.lora_A, self.lora_B)
+        return (
+            self.lora_magnitude_vector is None
+            and not (self.dropout and self.training)
+            and all(type(m) is nn.Linear and is_plain(m) and m.weight.dtype == x.dtype and not _watched(m) for m in parts)
+            and not any(p.requires_grad for p in self.base_layer.parameters())
+            and not torch.is_autocast_enabled(x.device.type)
+            and not torch.compiler.is_compiling()
+        )
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.is_bare(x):
+            return _low_rank(x, [self])[0]
         dropped = F.dropout(x, self.dropout, self.training)
         low = self.lora_A(dropped) * self.scale
         if self.lora_magnitude_vector is None:
@@ -85,6 +136,21 @@ class LoRALinear(nn.Module):
         grow = self.lora_magnitude_vector / norm
         plain = F.linear(x if not (self.dropout and self.training) else dropped, base)
         return self.base_layer(x) + (grow - 1) * plain + grow * added  # type: ignore[no-any-return]
+
+
+def _watched(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+
+
+def _low_rank(x: Tensor, layers: Sequence[LoRALinear]) -> tuple[Tensor, ...]:
+    matrices = [t for m in layers for t in (m.base_layer.weight, m.base_layer.bias, m.lora_A.weight, m.lora_B.weight)]
+    return _LowRank.apply(x, layers[0].scale, *matrices)  # type: ignore[no-any-return]
+
+
+def together(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
+    """What each of these layers makes of the same x."""
+    bare = [m for m in layers if isinstance(m, LoRALinear) and m.scale == layers[0].scale and m.is_bare(x) and not _watched(m)]
+    return _low_rank(x, bare) if len(bare) == len(layers) else [m(x) for m in layers]
 
 
 def adapted(model: nn.Module) -> dict[str, LoRALinear]:
@@ -182,7 +248,7 @@ def quantize(model: nn.Module, names: Sequence[str], bits: int) -> None:
 def is_plain(layer: nn.Module) -> bool:
     """Whether a layer's matrix is stored as plain numbers."""
     weight = getattr(layer, "base_layer", layer).weight
-    return type(weight) in (Tensor, nn.Parameter) and bool(weight.is_floating_point())  # type: ignore[operator, union-attr]
+    return type(weight) in (Tensor, nn.Parameter, FakeTensor) and bool(weight.is_floating_point())  # type: ignore[operator, union-attr]
 
 
 def dequantized(weight: Tensor) -> Tensor:

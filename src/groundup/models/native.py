@@ -1,122 +1,26 @@
-"""The decoder's step for one token per row as a C kernel (decode.c), compiled at first use where the machine has a C compiler.
-
-Without a compiler, or where anything goes wrong, `usable` says no and generation stays on torch; `why_not` tells the reason. GROUNDUP_NATIVE=0 switches it
-off. The library is kept in the cache folder under the hash of all that it was made from.
-"""
+"""The decoder's step for one token per row as a C kernel (decode.c); where `usable` says no, generation stays on torch."""
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 import weakref
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from groundup.data.cache import cache_folder
+from groundup.models import library
 from groundup.models.decoder import Decoder
 from groundup.models.language import Cache, capped
 
-SOURCE = Path(__file__).with_name("decode.c")
 PANEL = 16
 KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}
-FLAGS = ["-O2", "-ftree-vectorize", "-std=gnu11", "-fPIC", "-fopenmp", "-fno-math-errno", "-ffp-contract=fast"]
-
-
-# -- the library -----------------------------------------------------------------------------------------------------------------
-class _Unusable(Exception):
-    pass
-
-
-def _run(*command: str) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, stdin=subprocess.DEVNULL).stdout
-    except subprocess.CalledProcessError as error:
-        raise _Unusable(f"{command[0]}: {error.stderr.strip()[:500]}") from error
-
-
-def _compiler() -> str:
-    for name in (os.environ.get("CC"), "gcc", "cc", "clang"):
-        if name and (path := shutil.which(name)):
-            return path
-    raise _Unusable("no C compiler")
-
-
-def _processor() -> str:
-    """What -march=native depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-        return "\n".join(line for line in lines if line.startswith(("model", "cpu family", "flags", "Features", "CPU ")))
-    except OSError:
-        return platform.processor()
-
-
-def _checked(path: Path) -> bool:
-    """Whether a library is whole: a hash of it stands behind its end, where the loader does not look."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return False
-    return len(data) > 32 and hashlib.sha256(data[:-32]).digest() == data[-32:]
-
-
-def _build(compiler: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent.parent, prefix="making-") as name:
-        made, library = str(Path(name) / "decode.o"), Path(name) / "decode.so"
-        try:
-            _run(compiler, *FLAGS, "-march=native", "-c", str(SOURCE), "-o", made)
-        except _Unusable:
-            _run(compiler, *FLAGS, "-c", str(SOURCE), "-o", made)
-        # Linked without OpenMP's library: its names are found in the one that torch has loaded. A second team of threads would fight for the same cores.
-        _run(compiler, "-shared", made, "-o", str(library))
-        data = library.read_bytes()
-        library.write_bytes(data + hashlib.sha256(data).digest())
-        os.replace(library, path)  # whole or not at all, whoever else makes it meanwhile
-
-
-def _loaded() -> ctypes.CDLL:
-    compiler = _compiler()
-    key = hashlib.sha256("\0".join([SOURCE.read_text(), _run(compiler, "--version"), _processor(), platform.machine(), *FLAGS]).encode())
-    path = cache_folder() / "native" / key.hexdigest()[:32] / "decode.so"
-    if not _checked(path):
-        _build(compiler, path)
-    library = ctypes.CDLL(str(path))
-    library.groundup_scratch.restype, library.groundup_step.restype = ctypes.c_int64, None
-    library.groundup_scratch.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3]
-    library.groundup_step.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3, *[ctypes.c_void_p] * 8]
-    return library
-
-
-@functools.cache
-def _library() -> ctypes.CDLL | str:
-    """The library, or why there is none; asked once for the process."""
-    try:
-        return _loaded()
-    except (_Unusable, OSError, AttributeError, RuntimeError, subprocess.SubprocessError, UnicodeError) as error:
-        return str(error) or type(error).__name__
-
-
-def why_not() -> str | None:
-    """Why the kernel is not used on this machine; None where it is."""
-    if os.environ.get("GROUNDUP_NATIVE") == "0":
-        return "GROUNDUP_NATIVE=0"
-    library = _library()
-    return library if isinstance(library, str) else None
 
 
 def usable(model: Decoder) -> bool:
     """Whether the kernel can run this model, a decoder without experts."""
-    return all(p.device.type == "cpu" and p.dtype == torch.float32 for p in model.parameters()) and why_not() is None
+    return all(p.device.type == "cpu" and p.dtype == torch.float32 for p in model.parameters()) and library.why_not("decode") is None
 
 
 # -- the weights -----------------------------------------------------------------------------------------------------------------
@@ -204,9 +108,7 @@ class Native(Laid):
 
     def __init__(self, model: Decoder, rows: int, precision: str) -> None:
         super().__init__(model, rows, precision)
-        library = _library()
-        assert not isinstance(library, str), library
-        self.library, self.vocabulary = library, len(model.output_weight)
+        self.library, self.vocabulary = library.loaded("decode"), len(model.output_weight)
         self.alive: list[Any] = []  # what the structures point to
 
         def kept(t: Tensor | None) -> int | None:

@@ -243,10 +243,8 @@ def forecast(subject: Subject, device: Device, gpus: int = 1, sharding: str = "f
         part = part_of(subject, group)
     precision = recipe.train.precision if recipe.train.precision != "auto" else "bfloat16" if device.gpu and device.bfloat16 else "float32"
     wanted = recipe.train.micro_batch_size
-    small = None if device.gpu else getattr(subject.task, "small_batch", None)
     size = min(int(wanted) if wanted != "auto" else batches.batch_size, batches.batch_size // replicas)
-    if wanted == "auto" and small is not None:
-        size = min(size, small(batches.encoded))
+    batches.tokens = None if device.gpu or wanted != "auto" or batches.encoded is None else subject.task.computed_at_once(batches.encoded)
 
     def planned(size: int) -> Forecast:
         found = _layered(part, device, precision, size)
@@ -435,7 +433,7 @@ def _that_change(tried: list[dict[str, Any]], recipe: Recipe, own: Forecast) -> 
 
 def _traced(subject: Subject, device: Device, precision: str, size: int) -> Forecast:
     recipe, model, batches = subject.recipe, subject.model, subject.batches
-    batches.micro_batch_size, batches.per_step = size, -(-batches.batch_size // size)
+    batches.micro_batch_size = size
     model.zero_grad(set_to_none=True)
     model.train()
     cast = contextlib.nullcontext() if precision == "float32" else torch.autocast("cpu", getattr(torch, precision))

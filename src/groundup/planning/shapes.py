@@ -34,7 +34,12 @@ class AssumedBatches:
 
     def __init__(self, batch_size: int, context: int) -> None:
         self.batch_size = self.micro_batch_size = batch_size
-        self.per_step, self.context, self.ranks = 1, context, Ranks()
+        self.tokens: int | None = None
+        self.context, self.ranks = context, Ranks()
+
+    @property
+    def per_step(self) -> int:
+        return -(-self.batch_size // (self.ranks.world * self.micro_batch_size))
 
     def micro(self, step: int) -> Iterator[TokenBatch]:
         mine = self.batch_size // self.ranks.world

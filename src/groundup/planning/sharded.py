@@ -51,7 +51,6 @@ def sharded_moments(subject: Subject, *, precision: str, size: int, world: int) 
     """
     batches = copy.copy(subject.batches)
     batches.ranks, batches.micro_batch_size = Ranks(0, world), size
-    batches.per_step = -(-batches.batch_size // (world * size))
     subject = replace(subject, batches=batches)
     with _fake_ranks(world) as mesh:
         found = _layered(subject, lambda part: _fsdp(part, precision, mesh))

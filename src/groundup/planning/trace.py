@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.flop_counter import flop_registry
 
+from groundup.models import fused
 from groundup.tasks import token_loss
 
 if TYPE_CHECKING:
@@ -102,6 +103,20 @@ class Trace(TorchDispatchMode):
         if self.phase in ("activations", "evaluation") and self.vocabulary and tensor.ndim and tensor.shape[-1] == self.vocabulary:
             return "logits"
         return self.phase
+
+    def __enter__(self) -> Any:
+        self._kernels = fused.forecast(self._kernel if self.here else False)
+        self._kernels.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._kernels.__exit__(*error)
+
+    def _kernel(self, moved: int) -> None:
+        """One of our own kernels, which reads and writes so many bytes, and is no operation of torch."""
+        self.work[self.phase].kernels += self.times
+        self.work[self.phase].bytes += self.times * moved
 
     # -- operations --------------------------------------------------------------------------------------------------------
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -359,7 +374,8 @@ def micro_batches(trace: Trace, subject: Subject, evaluating: bool = False) -> I
     """
     batches = copy.copy(subject.batches)
     if evaluating:
-        batches.micro_batch_size = min(batches.batch_size, subject.task.evaluation_batch)
+        at = torch.device("cpu" if trace.here else "cuda")
+        batches.micro_batch_size, batches.tokens = min(batches.batch_size, subject.task.evaluated_at_once(batches.encoded, at)), None
     with _disable_current_modes():
         found = list(itertools.islice(batches.micro(0), 1 if evaluating else 2))
         if not evaluating and subject.task.kind == "text":

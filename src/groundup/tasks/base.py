@@ -144,6 +144,18 @@ class Task(ABC):
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """One forward pass and its loss."""
 
+    def sizes(self, encoded: Encoded, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of these samples."""
+        return np.full(len(index), self.tokens_per_sample)
+
+    def computed_at_once(self, encoded: Encoded) -> int | None:
+        """Tokens that are work enough for a CPU at once, where more would only take more memory; None where the whole batch is quicker."""
+        return None
+
+    def evaluated_at_once(self, encoded: Encoded, device: torch.device) -> int:
+        """Records of one forward pass in evaluations."""
+        return self.evaluation_batch
+
     @abstractmethod
     def score(self, model: nn.Module, batch: Batch, metrics: MetricSet) -> Tensor:
         """One forward pass, added to the metrics; gives the outputs."""

@@ -25,7 +25,7 @@ from groundup.metrics import LanguageMetrics, MetricSet
 from groundup.tasks.base import Batch, Encoded, Loss
 from groundup.tasks.language_modeling import LanguageModeling, TokenBatch
 
-ENOUGH = 256  # tokens of a forward pass on CPUs: three times as many are computed 8 % quicker, and need twice the memory
+ENOUGH = 512  # tokens of a forward pass on CPUs: twice as many are computed a few per cent quicker, and need twice the memory
 
 
 @dataclass
@@ -184,12 +184,20 @@ class InstructionTuning(LanguageModeling):
         alone = len(tokens) == len(index) and bool((documents <= 0).all())
         return ConversationBatch(tokens, targets, None if alone else documents, owners, len(index))
 
-    @staticmethod
-    def small_batch(encoded: Encoded) -> int:
-        """Conversations that together have tokens enough for large matrix products."""
+    def sizes(self, encoded: Encoded, index: NDArray[np.int64]) -> NDArray[np.int64]:
         assert isinstance(encoded, EncodedConversations)
-        mean = int(encoded.stream.starts[-1]) / max(1, len(encoded))
-        return max(1, round(ENOUGH / mean))
+        starts = encoded.stream.starts
+        return starts[index + 1] - starts[index] - 1
+
+    def computed_at_once(self, encoded: Encoded) -> int:
+        longest = int(self.sizes(encoded, np.arange(len(encoded))).max())
+        return min(max(longest, ENOUGH), 2 * ENOUGH)
+
+    def evaluated_at_once(self, encoded: Encoded, device: torch.device) -> int:
+        if device.type != "cpu":
+            return self.evaluation_batch
+        mean = self.sizes(encoded, np.arange(len(encoded))).mean()
+        return max(1, min(self.evaluation_batch, round(2 * ENOUGH / mean)))
 
     def _laid_out(self, model: nn.Module, batch: Batch) -> Batch:
         """In one row without padding, for models that tell documents apart at no cost."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -133,6 +135,9 @@ class PreferenceTuning(InstructionTuning):
                 files.write_bytes(path, save({"reference": split.reference.cpu()}))
             self.references[split.stream.key] = split.reference
         model.train(was)
+
+    def sizes(self, encoded: Encoded, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        return super().sizes(encoded, 2 * index) + super().sizes(encoded, 2 * index + 1)
 
     def batch(self, encoded: Encoded, index: Tensor, *, training: bool, rng: CounterRandom | None) -> Batch:
         assert isinstance(encoded, EncodedPairs)

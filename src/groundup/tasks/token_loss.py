@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from groundup.data.tokens import IGNORED
+from groundup.models import fused
 
 CHUNK = 2**22  # logits that stand in memory at once
 
@@ -31,6 +32,17 @@ def _chunks(rows: int, vocabulary: int) -> list[slice]:
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
+def _gradients(grad: Tensor, h: Tensor, w: Tensor, for_h: Tensor, for_weight: Tensor | None) -> None:
+    """From the gradient of a chunk's logits."""
+    torch.mm(grad, w, out=for_h)
+    if for_weight is None:
+        return
+    if for_weight.dtype == grad.dtype:
+        for_weight.addmm_(grad.t(), h)
+    else:
+        for_weight += grad.t() @ h
+
+
 class _TokenLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, softcap: float | None) -> Tensor:
@@ -42,6 +54,11 @@ class _TokenLoss(torch.autograd.Function):
         for cut in _chunks(len(hidden), len(weight)):
             h, target = hidden[cut], targets[cut, None]
             logits = (h @ w.t()).float()
+            if softcap is None and fused.takes(logits):
+                total += fused.cross_entropy_(logits, targets[cut], z_loss, back=need).sum()
+                if for_hidden is not None:
+                    _gradients(logits, h, w, for_hidden[cut], for_weight)
+                continue
             if softcap is not None:
                 logits.div_(softcap).tanh_().mul_(softcap)
             log_p = torch.log_softmax(logits, 1)
@@ -59,13 +76,7 @@ class _TokenLoss(torch.autograd.Function):
             grad.scatter_add_(1, target, torch.full_like(right, -1.0))
             if capped is not None:
                 grad.mul_(capped)
-            grad = grad.to(hidden.dtype)
-            torch.mm(grad, w, out=for_hidden[cut])
-            if for_weight is not None:
-                if for_weight.dtype == grad.dtype:
-                    for_weight.addmm_(grad.t(), h)
-                else:
-                    for_weight += grad.t() @ h
+            _gradients(grad.to(hidden.dtype), h, w, for_hidden[cut], for_weight)
         ctx.found = (for_hidden, for_weight)
         return total
 

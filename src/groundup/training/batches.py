@@ -18,7 +18,7 @@ class Batches:
     """Cuts the sample order into optimizer steps and micro-batches.
 
     Args:
-        batch_size: samples of an optimizer step; micro_batch_size: samples of one forward pass.
+        batch_size: samples of an optimizer step; micro_batch_size: samples of one forward pass, at most.
         classes, balance: see `Order`.
         ranks: each process takes its part of every step.
     """
@@ -39,8 +39,34 @@ class Batches:
         self.ranks = ranks or Ranks()
         self.task, self.encoded, self.device, self.seed = task, encoded, device, seed
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
+        self.tokens: int | None = None  # of one forward pass, at most, where samples differ in length
         self.order = Order(len(encoded), batch_size, seed, classes, balance)
-        self.per_step = -(-batch_size // micro_batch_size)
+
+    @property
+    def per_step(self) -> int:
+        """Forward passes of an optimizer step; where their number differs, of the first one."""
+        mine = self.ranks.part(self.batch_size)
+        if self.tokens is None:
+            return -(-len(range(self.batch_size)[mine]) // self.micro_batch_size)
+        return len(self._parts(self.index(0)[mine]))
+
+    def _parts(self, index: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Which samples of a step go through the model together, as places in `index`: with `tokens` as many as that allows, the longest first."""
+        if self.tokens is None:
+            return np.split(np.arange(len(index)), range(self.micro_batch_size, len(index), self.micro_batch_size))
+        sizes = self.task.sizes(self.encoded, index)
+        parts: list[list[int]] = []
+        room: list[int] = []
+        for k in np.argsort(-sizes, kind="stable"):
+            fits = (p for p, left in enumerate(room) if left >= sizes[k] and len(parts[p]) < self.micro_batch_size)
+            part = next(fits, None)
+            if part is None:
+                parts.append([])
+                room.append(self.tokens)
+                part = len(parts) - 1
+            parts[part].append(int(k))
+            room[part] -= int(sizes[k])
+        return [np.array(p) for p in parts]
 
     def start(self, step: int) -> None:
         """Streamed inputs are read ahead from this step on."""
@@ -60,10 +86,10 @@ class Batches:
     def micro(self, step: int) -> Iterator[Batch]:
         """The micro-batches of a step, on the device."""
         mine = self.ranks.part(self.batch_size)
-        epoch, index = (torch.from_numpy(a[mine]).to(self.device) for a in self.order.batch(step))
-        for start in range(0, len(index), self.micro_batch_size):
-            part = slice(start, start + self.micro_batch_size)
-            yield self.task.batch(self.encoded, index[part], training=True, rng=CounterRandom(self.seed, epoch[part], index[part]))
+        epoch, index = (a[mine] for a in self.order.batch(step))
+        for part in self._parts(index):
+            epochs, samples = torch.from_numpy(epoch[part]).to(self.device), torch.from_numpy(index[part]).to(self.device)
+            yield self.task.batch(self.encoded, samples, training=True, rng=CounterRandom(self.seed, epochs, samples))
 
     def records(self, step: int) -> list[str]:
         """The names of the records of a step."""
@@ -72,9 +98,9 @@ class Batches:
     def unusable(self, step: int) -> list[str]:
         """The records of a step whose inputs or targets hold NaN or infinite values."""
         index, names = self.index(step)[self.ranks.part(self.batch_size)], []
-        for start, batch in zip(range(0, len(index), self.micro_batch_size), self.micro(step)):
+        for part, batch in zip(self._parts(index), self.micro(step)):
             bad = ~torch.isfinite(batch.inputs.float()).flatten(1).all(1)
             if batch.targets.is_floating_point():
                 bad |= ~torch.isfinite(batch.targets).reshape(len(bad), -1).all(1)
-            names += [self.encoded.describe(int(index[start + int(i)])) for i in bad.nonzero()[:, 0]]
+            names += [self.encoded.describe(int(index[part[int(i)]])) for i in bad.nonzero()[:, 0]]
         return names

@@ -1,0 +1,162 @@
+"""Passes over the activations of a training on a CPU as C kernels (train.c), each with its backward pass.
+
+torch makes each of them of several operations, which read and write the same memory again; at the sizes that a CPU trains, that is a third of a step.
+Where `takes` says no (another device, another precision, no compiler), the callers do the same with torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from groundup.models import library
+
+BLOCK = 64  # rows that are summed together, as in train.c
+
+# A forecast watches trainings of tensors without numbers: it is told of the bytes that a kernel would read and write, and whether there would be kernels.
+_forecast: Callable[[int], None] | Literal[False] | None = None
+
+
+@contextmanager
+def forecast(told: Callable[[int], None] | Literal[False]) -> Iterator[None]:
+    """In here kernels only tell the bytes that they would read and write; with False they are not used."""
+    global _forecast
+    before, _forecast = _forecast, told
+    try:
+        yield
+    finally:
+        _forecast = before
+
+
+def takes(*tensors: Tensor) -> bool:
+    """Whether the kernels can work on these: float32 on this CPU."""
+    if torch.compiler.is_compiling() or _forecast is False:
+        return False
+    for x in tensors:
+        if x.dtype != torch.float32 or x.device.type != "cpu" or (_forecast is None and type(x) not in (Tensor, nn.Parameter)):
+            return False
+    return library.why_not("train") is None
+
+
+def _call(name: str, *arguments: Any) -> None:
+    tensors = [a for a in arguments if isinstance(a, Tensor)]
+    if _forecast:
+        _forecast(sum(t.numel() * t.element_size() for t in tensors))
+        return
+    found = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+    getattr(library.loaded("train"), f"groundup_{name}")(*found, torch.get_num_threads())
+
+
+# -- RMSNorm ---------------------------------------------------------------------------------------------------------------------
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x, width = x.contiguous(), x.shape[-1]
+        y, inverse = torch.empty_like(x), x.new_empty(x.shape[:-1])
+        _call("norm", inverse.numel(), width, eps, x, weight, y, inverse)
+        ctx.save_for_backward(x, weight, inverse)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
+        x, weight, inverse = ctx.saved_tensors
+        grad, rows, width = grad.contiguous(), inverse.numel(), x.shape[-1]
+        for_x, for_weight, blocks = torch.empty_like(x), None, None
+        if ctx.needs_input_grad[1]:
+            for_weight, blocks = torch.empty_like(weight), x.new_empty(-(-rows // BLOCK), width)
+        _call("norm_back", rows, width, grad, x, weight, inverse, for_x, blocks, for_weight)
+        return for_x, for_weight, None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) * weight over the last axis."""
+    return _Norm.apply(x, weight, eps)  # type: ignore[no-any-return]
+
+
+# -- SwiGLU ----------------------------------------------------------------------------------------------------------------------
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        gate, up = gate.contiguous(), up.contiguous()
+        ctx.save_for_backward(gate, up)
+        y = torch.empty_like(gate)
+        _call("swiglu", y.numel(), gate, up, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        gate, up = ctx.saved_tensors
+        for_gate, for_up = torch.empty_like(gate), torch.empty_like(up)
+        _call("swiglu_back", gate.numel(), grad.contiguous(), gate, up, for_gate, for_up)
+        return for_gate, for_up
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up."""
+    return _SwiGLU.apply(gate, up)  # type: ignore[no-any-return]
+
+
+# -- heads and their positions ---------------------------------------------------------------------------------------------------
+class _Strides(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("batch", "head", "token")]
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, way: int, y: Tensor) -> None:
+    """x and y: [B, heads, T, head_dim], in any order in memory but for the last axis."""
+    b, heads, t, d = x.shape
+    strides = [_Strides(*a.stride()[:3]) for a in (x, y)]
+    at = [ctypes.addressof(s) for s in strides]
+    _call("turn", b, heads, t, d // 2, x, at[0], cos, sin, len(cos), way, y, at[1])
+
+
+class _Heads(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(cos, sin)
+        made = []
+        for x, way in ((q, 1), (k, 1), (v, 0)):
+            x = x.transpose(1, 2)
+            made.append(x.new_empty(x.shape))
+            _turn(x if x.stride(-1) == 1 else x.contiguous(), cos, sin, way, made[-1])
+        return tuple(made)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        made = []
+        for grad, way in zip(grads, (-1, -1, 0)):
+            b, heads, t, d = grad.shape
+            made.append(grad.new_empty(b, t, heads, d))
+            _turn(grad if grad.stride(-1) == 1 else grad.contiguous(), cos, sin, way, made[-1].transpose(1, 2))
+        return *made, None, None
+
+
+def heads(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys [B, T, heads, head_dim] turned by their positions, and values, each [B, heads, T, head_dim]; cos, sin: [1 or B, 1, T, head_dim / 2]."""
+    return _Heads.apply(q, k, v, cos.contiguous(), sin.contiguous())  # type: ignore[no-any-return]
+
+
+# -- softmax of attention and of tokens ------------------------------------------------------------------------------------------
+def softmax_(scores: Tensor, scale: float, bias: Tensor | None, sequences: int) -> None:
+    """softmax(scale * scores + bias) in place. scores: [..., T] of `sequences` sequences, T queries after each other; bias: [1 or B, 1, T, T], causal
+    without it."""
+    t = scores.shape[-1]
+    _call("softmax", sequences, scores.numel() // t, t, scores, scale, bias, 1 if bias is None else len(bias))
+
+
+def softmax_back_(p: Tensor, grad: Tensor, scale: float, causal: bool) -> None:
+    """The gradient of the probabilities p [..., T] becomes that of the scores, in place."""
+    t = p.shape[-1]
+    _call("softmax_back", p.numel() // t, t, p, grad, scale, causal)
+
+
+def cross_entropy_(logits: Tensor, targets: Tensor, z_loss: float, *, back: bool) -> Tensor:
+    """The cross-entropy of each row, float32 [N], and z_loss * log(Z)²; with `back` the logits [N, vocabulary] become its gradient."""
+    loss = logits.new_empty(len(logits))
+    _call("cross_entropy", *logits.shape, logits, targets.contiguous(), z_loss, loss, back)
+    return loss

@@ -1,0 +1,148 @@
+"""The C kernels of a training: the numbers and gradients of torch's own operations, and torch where there are none."""
+
+import math
+import shutil
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from groundup.models import fused, language, library
+from groundup.tasks.token_loss import token_loss
+
+from languages import FORMS, small  # isort: skip
+
+pytestmark = pytest.mark.skipif(not any(shutil.which(name) for name in ("gcc", "cc", "clang")), reason="needs a C compiler")
+
+
+@pytest.fixture(autouse=True)
+def at_hand(isolated):
+    if library.why_not("train") is not None:
+        pytest.skip(f"no kernels here: {library.why_not('train')}")
+
+
+def both_ways(ours, theirs, *inputs):
+    """Outputs and gradients of two functions are alike."""
+    found = []
+    for function in (ours, theirs):
+        own = [x.detach().clone().requires_grad_() for x in inputs]
+        outs = function(*own)
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        sum((y * torch.linspace(-1, 2, y.numel()).view(y.shape)).sum() for y in outs).backward()
+        found.append([*outs, *(x.grad for x in own)])
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
+
+
+SHAPES = [(1, 1, 1), (2, 3, 5), (1, 7, 16), (3, 50, 33), (2, 300, 64)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_norm(shape):
+    x, weight = torch.randn(shape) * 3, torch.randn(shape[-1])
+    both_ways(lambda x, w: fused.rms_norm(x, w, 1e-5), lambda x, w: F.rms_norm(x, (shape[-1],), w, 1e-5), x, weight)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_swiglu(shape):
+    both_ways(fused.swiglu, lambda g, u: F.silu(g) * u, torch.randn(shape) * 5, torch.randn(shape))
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("heads", [(4, 2), (3, 3)])
+def test_heads(rows, heads):
+    b, t, d = 2, 9, 6
+    angles = torch.randn(rows, 1, t, d // 2)
+    cos, sin = angles.cos(), angles.sin()
+    q, k, v = torch.randn(b, t, heads[0], d), torch.randn(b, t, heads[1], d), torch.randn(b, t, heads[1], d)
+
+    def theirs(q, k, v):
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return language.rotate(q, cos, sin), language.rotate(k, cos, sin), v
+
+    both_ways(lambda q, k, v: fused.heads(q, k, v, cos, sin), theirs, q, k, v)
+
+
+@pytest.mark.parametrize("t", [1, 5, 16, 37])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_with_its_probabilities(t, masked, monkeypatch):
+    q, k, v = torch.randn(2, 4, t, 8) * 4, torch.randn(2, 2, t, 8), torch.randn(2, 2, t, 8)
+    may = language.allowed(torch.arange(t).expand(2, t) // 3, t, None, torch.device("cpu")) if masked else None
+    both_ways(lambda q, k, v: language.attend(q, k, v, may, "explicit"), lambda q, k, v: language.attend(q, k, v, may, "sdpa"), q, k, v)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 7, 64, 5000])
+@pytest.mark.parametrize("z", [0.0, 0.1])
+def test_cross_entropy(vocabulary, z, monkeypatch):
+    hidden, weight, targets = torch.randn(41, 8), torch.randn(vocabulary, 8) * 2, torch.randint(0, vocabulary, (41,))
+    targets[3:5] = -100
+
+    def theirs(h, w):
+        logits, keep = h @ w.t(), targets >= 0
+        return F.cross_entropy(logits[keep], targets[keep], reduction="sum") + z * logits[keep].logsumexp(1).square().sum()
+
+    both_ways(lambda h, w: token_loss(h, w, targets, z_loss=z), theirs, hidden, weight)
+
+
+def test_what_is_far_apart_and_what_is_no_number():
+    logits = torch.tensor(
+        [[1000.0, -1000.0, 0.0], [-1e30, -1e30, -1e30], [0.0, -math.inf, 1.0], [math.nan, 0.0, 1.0], [math.inf, 0.0, 1.0]]
+    )
+    expected = F.cross_entropy(logits, torch.zeros(5, dtype=torch.int64), reduction="none")
+    found = fused.cross_entropy_(logits.clone(), torch.zeros(5, dtype=torch.int64), 0.0, back=False)
+    torch.testing.assert_close(found, expected, equal_nan=True)
+    scores = torch.tensor([[[0.0, 9.0, 9.0], [500.0, -500.0, 9.0], [math.nan, 0.0, 0.0]]])
+    fused.softmax_(scores, 1.0, None, 1)
+    torch.testing.assert_close(scores[0, :2], torch.tensor([[1.0, 0, 0], [1.0, 0, 0]]))
+    assert scores[0, 2].isnan().all()
+    gate = torch.tensor([-500.0, -90.0, 0.0, 500.0, math.nan, math.inf])
+    torch.testing.assert_close(fused.swiglu(gate, torch.ones(6)), F.silu(gate), equal_nan=True)
+
+
+@pytest.mark.parametrize("path", ["sdpa", "explicit"])
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("form", ["decoder", "windows"])
+def test_a_model_learns_the_same_with_them_and_without(path, documents, form, monkeypatch):
+    tokens = torch.randint(0, 50, (2, 16))
+    numbers = (torch.arange(16) // 5).expand(2, 16) if documents else None
+    found = []
+    for native in ("1", "0"):
+        monkeypatch.setenv("GROUNDUP_NATIVE", native)
+        torch.manual_seed(0)
+        model = small("decoder", **FORMS[form])
+        model.attention_path = path
+        loss = token_loss(model.features(tokens, numbers).flatten(0, 1), model.output_weight, tokens.flatten())
+        loss.backward()
+        found.append([loss, *(p.grad for p in model.parameters())])
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_number_of_threads_does_not_change_the_bits():
+    x, weight, grad = torch.randn(700, 96), torch.randn(96), torch.randn(700, 96)
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        own, w = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        y = fused.swiglu(fused.rms_norm(own, w, 1e-6), own)
+        y.backward(grad)
+        found.append((y.detach(), own.grad, w.grad))
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
+
+
+def test_they_are_for_float32_on_this_cpu_only():
+    x = torch.randn(2, 4)
+    assert fused.takes(x) and not fused.takes(x.double()) and not fused.takes(x.bfloat16()) and not fused.takes(x.to("meta"))
+    with torch._subclasses.fake_tensor.FakeTensorMode() as mode:
+        assert not fused.takes(mode.from_tensor(x))
+
+
+def test_a_forecast_only_counts_them():
+    told = []
+    with torch._subclasses.fake_tensor.FakeTensorMode() as mode, fused.forecast(told.append):
+        fused.swiglu(mode.from_tensor(torch.randn(2, 4)), mode.from_tensor(torch.randn(2, 4)))
+    assert told == [3 * 8 * 4]
+    with fused.forecast(False):
+        assert not fused.takes(torch.randn(2))
