@@ -119,6 +119,8 @@ def _choose_path(job: Job, seconds: float) -> float:
             f"torch's fused kernel on {job.plan.device.type}",
             f"{job.plan.device.type} 上使用 torch 的融合内核",
         )
+    elif model.attends_itself(model.head_dim):
+        chosen, reason, reason_zh = "sdpa", "our own kernel", "自有内核"
     elif job.recipe.train.deterministic:
         chosen = "explicit" if context <= 256 else "sdpa"
         reason, reason_zh = "by the context's length: a measurement may differ between runs", "按上下文长度选择：实测结果可能随运行而变"

@@ -95,7 +95,7 @@ def _speed(recipe: Recipe, arguments: Mapping[str, Any], context: int, vocabular
     """Floating-point operations per second of whole training steps (the optimizer's own not counted) of a small model here."""
     model = Decoder((context,), vocabulary, size="1M", **arguments).to(at)
     optimizers = build_optimizers(model, recipe.optim, str(at))
-    model.attention_path = "explicit" if at.type == "cpu" and context <= 512 else "sdpa"
+    model.attention_path = "explicit" if at.type == "cpu" and context <= 512 and not model.attends_itself(model.head_dim) else "sdpa"
     tokens = torch.randint(vocabulary, (max(1, 2048 // context), context), device=at)
     best = float("inf")
     for _ in range(4):

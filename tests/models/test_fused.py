@@ -71,6 +71,21 @@ def test_attention_with_its_probabilities(t, masked, monkeypatch):
     both_ways(lambda q, k, v: language.attend(q, k, v, may, "explicit"), lambda q, k, v: language.attend(q, k, v, may, "sdpa"), q, k, v)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1, 5, 32), (2, 4, 2, 40, 32), (2, 4, 2, 77, 64), (1, 6, 6, 200, 64), (3, 2, 1, 100, 96)])
+@pytest.mark.parametrize("documents", [None, 1, 9, 33])
+@pytest.mark.parametrize("window", [None, 1, 10])
+def test_attention(shape, documents, window):
+    b, heads, kv, t, d = shape
+    q, k, v = torch.randn(b, heads, t, d) * 2, torch.randn(b, kv, t, d), torch.randn(b, kv, t, d)
+    numbers = None if documents is None else torch.arange(t).expand(b, t) // documents
+    spans = language.Spans.of(numbers, t, window, torch.device("cpu"))
+    may = language.allowed(numbers, t, window, torch.device("cpu"))
+    if may is not None:
+        assert torch.equal(spans.mask().expand(may.shape), may)
+    assert fused.attends(q, d)
+    both_ways(lambda q, k, v: language.attend(q, k, v, spans, "sdpa"), lambda q, k, v: language.attend(q, k, v, may, "sdpa"), q, k, v)
+
+
 @pytest.mark.parametrize("vocabulary", [1, 7, 64, 5000])
 @pytest.mark.parametrize("z", [0.0, 0.1])
 def test_cross_entropy(vocabulary, z, monkeypatch):
@@ -102,14 +117,15 @@ def test_what_is_far_apart_and_what_is_no_number():
 @pytest.mark.parametrize("path", ["sdpa", "explicit"])
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("form", ["decoder", "windows"])
-def test_a_model_learns_the_same_with_them_and_without(path, documents, form, monkeypatch):
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_model_learns_the_same_with_them_and_without(path, documents, form, wide, monkeypatch):
     tokens = torch.randint(0, 50, (2, 16))
     numbers = (torch.arange(16) // 5).expand(2, 16) if documents else None
     found = []
     for native in ("1", "0"):
         monkeypatch.setenv("GROUNDUP_NATIVE", native)
         torch.manual_seed(0)
-        model = small("decoder", **FORMS[form])
+        model = small("decoder", **FORMS[form] | ({"head_dim": 32} if wide else {}))
         model.attention_path = path
         loss = token_loss(model.features(tokens, numbers).flatten(0, 1), model.output_weight, tokens.flatten())
         loss.backward()
@@ -141,8 +157,8 @@ def test_they_are_for_float32_on_this_cpu_only():
 
 def test_a_forecast_only_counts_them():
     told = []
-    with torch._subclasses.fake_tensor.FakeTensorMode() as mode, fused.forecast(told.append):
+    with torch._subclasses.fake_tensor.FakeTensorMode() as mode, fused.forecast(lambda *facts: told.append(facts)):
         fused.swiglu(mode.from_tensor(torch.randn(2, 4)), mode.from_tensor(torch.randn(2, 4)))
-    assert told == [3 * 8 * 4]
+    assert told == [(3 * 8 * 4, 0.0)]
     with fused.forecast(False):
         assert not fused.takes(torch.randn(2))

@@ -15,11 +15,11 @@ from groundup.core.errors import ModelError
 from groundup.core.registry import MODELS, Card
 from groundup.models import fused, lora
 from groundup.models.language import (
-    Apart,
     AttentionPath,
     Cache,
     LanguageModel,
     RMSNorm,
+    Seen,
     attend,
     attend_cached,
     positions_of,
@@ -106,7 +106,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(head_dim, eps) if qk_norm else None
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, may: Tensor | Apart | None, path: AttentionPath, cache: Cache | None, layer: int
+        self, x: Tensor, cos: Tensor, sin: Tensor, may: Seen, path: AttentionPath, cache: Cache | None, layer: int
     ) -> Tensor:
         b, t, _ = x.shape
         q, k, v = (y.view(b, t, -1, self.head_dim) for y in lora.together(x, (self.q_proj, self.k_proj, self.v_proj)))
@@ -132,7 +132,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm, self.mlp = RMSNorm(width, eps), mlp
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, may: Tensor | Apart | None, path: AttentionPath, cache: Cache | None, layer: int
+        self, x: Tensor, cos: Tensor, sin: Tensor, may: Seen, path: AttentionPath, cache: Cache | None, layer: int
     ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, may, path, cache, layer)
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
@@ -285,8 +285,9 @@ class Decoder(LanguageModel):
             positions = torch.arange(x.shape[1], device=x.device)[None] if documents is None else positions_of(documents)
         angles = positions[:, None, :, None].to(torch.float32) * self.frequency
         cos, sin = angles.cos() * self.rope_factor, angles.sin() * self.rope_factor
-        whole = seen(documents, x.shape[1], None, x.device) if cache is None else None
-        near = seen(documents, x.shape[1], self.window, x.device) if cache is None and self.window is not None else whole
+        spans = self.attends_itself(self.head_dim)
+        whole = seen(documents, x.shape[1], None, x.device, spans) if cache is None else None
+        near = seen(documents, x.shape[1], self.window, x.device, spans) if cache is None and self.window is not None else whole
         run = self.kept_activations()
         for i, layer in enumerate(self.model.layers):
             facts = (cos, sin, whole if i < self.window_from else near, self.path, cache, i)

@@ -18,13 +18,14 @@ from groundup.models import library
 
 BLOCK = 64  # rows that are summed together, as in train.c
 
-# A forecast watches trainings of tensors without numbers: it is told of the bytes that a kernel would read and write, and whether there would be kernels.
-_forecast: Callable[[int], None] | Literal[False] | None = None
+# A forecast watches trainings of tensors without numbers: it is told of the bytes that a kernel
+# would read and write and of its operations, and whether there would be kernels.
+_forecast: Callable[[int, float], None] | Literal[False] | None = None
 
 
 @contextmanager
-def forecast(told: Callable[[int], None] | Literal[False]) -> Iterator[None]:
-    """In here kernels only tell the bytes that they would read and write; with False they are not used."""
+def forecast(told: Callable[[int, float], None] | Literal[False]) -> Iterator[None]:
+    """In here kernels only tell the bytes that they would read and write, and their operations in products; with False they are not used."""
     global _forecast
     before, _forecast = _forecast, told
     try:
@@ -43,10 +44,9 @@ def takes(*tensors: Tensor) -> bool:
     return library.why_not("train") is None
 
 
-def _call(name: str, *arguments: Any) -> None:
-    tensors = [a for a in arguments if isinstance(a, Tensor)]
+def _call(name: str, *arguments: Any, operations: float = 0.0) -> None:
     if _forecast:
-        _forecast(sum(t.numel() * t.element_size() for t in tensors))
+        _forecast(sum(a.numel() * a.element_size() for a in arguments if isinstance(a, Tensor)), operations)
         return
     found = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
     getattr(library.loaded("train"), f"groundup_{name}")(*found, torch.get_num_threads())
@@ -139,6 +139,71 @@ class _Heads(torch.autograd.Function):
 def heads(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries and keys [B, T, heads, head_dim] turned by their positions, and values, each [B, heads, T, head_dim]; cos, sin: [1 or B, 1, T, head_dim / 2]."""
     return _Heads.apply(q, k, v, cos.contiguous(), sin.contiguous())  # type: ignore[no-any-return]
+
+
+# -- attention -------------------------------------------------------------------------------------------------------------------
+WIDTH = 32  # the heads' width is a multiple of it, as in train.c
+
+
+def attends(x: Tensor, head_dim: int) -> bool:
+    """Whether `attend` can work on heads of this width made from x."""
+    return head_dim % WIDTH == 0 and takes(x)
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, first: Tensor, scale: float) -> Tensor:
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        b, heads, t, d = q.shape
+        y, log_sums, scratch = q.new_empty(b, t, heads, d), q.new_empty(b, heads, t), _scratch(q)
+        ctx.scale, ctx.sizes = scale, (b, heads, k.shape[1], t, d)
+        _call("attend", *ctx.sizes, q, k, v, first, len(first), scale, y, log_sums, scratch, operations=2 * _product(q, first))
+        ctx.save_for_backward(q, k, v, first, y, log_sums)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, first, y, log_sums = ctx.saved_tensors
+        made = [torch.empty_like(q) for _ in range(3)]
+        _call(
+            "attend_back",
+            *ctx.sizes,
+            q,
+            k,
+            v,
+            first,
+            len(first),
+            ctx.scale,
+            y,
+            grad.contiguous(),
+            log_sums,
+            *made,
+            _scratch(q),
+            operations=5 * _product(q, first),
+        )
+        for i, x in ((1, k), (2, v)):
+            if x.shape != q.shape:  # the heads of a group share keys and values
+                made[i] = made[i].unflatten(1, (x.shape[1], -1)).sum(2)
+        return *made, None, None
+
+
+def _product(q: Tensor, first: Tensor) -> float:
+    """Operations of a product of all queries with the keys that they see; only forecasts ask."""
+    b, heads, t, d = q.shape
+    return 2.0 * b * heads * d * float((torch.arange(t) + 1 - first).sum()) / len(first) if _forecast else 0.0
+
+
+def _scratch(q: Tensor) -> Tensor:
+    t, d = q.shape[2:]
+    return q.new_empty(torch.get_num_threads() * 2 * -(-t // WIDTH) * WIDTH * (d + WIDTH))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, first: Tensor) -> Tensor:
+    """Softmax attention of each query over the keys from `first` (int64 [1 or B, T], never falling) to its own, [B, T, heads, head_dim].
+
+    q: [B, heads, T, head_dim]; k, v: [B, kv_heads, T, head_dim].
+    """
+    return _Attend.apply(q, k, v, first.contiguous(), q.shape[-1] ** -0.5)  # type: ignore[no-any-return]
 
 
 # -- softmax of attention and of tokens ------------------------------------------------------------------------------------------

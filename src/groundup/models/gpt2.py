@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from groundup.core.errors import ModelError
 from groundup.core.registry import MODELS, Card
-from groundup.models.language import Apart, AttentionPath, Cache, LanguageModel, attend, attend_cached, positions_of, seen
+from groundup.models.language import AttentionPath, Cache, LanguageModel, Seen, attend, attend_cached, positions_of, seen
 
 
 class Conv1D(nn.Module):
@@ -28,7 +28,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.c_attn, self.c_proj = Conv1D(width, 3 * width), Conv1D(width, width)
 
-    def forward(self, x: Tensor, may: Tensor | Apart | None, path: AttentionPath, cache: Cache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, may: Seen, path: AttentionPath, cache: Cache | None, layer: int) -> Tensor:
         b, t, width = x.shape
         q, k, v = (p.view(b, t, self.heads, -1).transpose(1, 2) for p in self.c_attn(x).split(width, -1))
         out = attend(q, k, v, may, path) if cache is None else attend_cached(q, cache.layers[layer], k, v, cache, None)
@@ -50,7 +50,7 @@ class Block(nn.Module):
         self.ln_1, self.attn = nn.LayerNorm(width, eps), Attention(width, heads)
         self.ln_2, self.mlp = nn.LayerNorm(width, eps), MLP(width, hidden)
 
-    def forward(self, x: Tensor, may: Tensor | Apart | None, path: AttentionPath, cache: Cache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, may: Seen, path: AttentionPath, cache: Cache | None, layer: int) -> Tensor:
         x = x + self.attn(self.ln_1(x), may, path, cache, layer)
         return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
 
@@ -89,6 +89,7 @@ class GPT2(LanguageModel):
                 fix="--set model.heads=4",
             )
         self.width, self.heads, self.hidden, self.norm_eps = width, heads, hidden or 4 * width, norm_eps
+        self.head_dim = width // heads
         self.attention_path: AttentionPath = "sdpa"
         self.drop = nn.Dropout(dropout)
         self.transformer = nn.ModuleDict(
@@ -121,7 +122,8 @@ class GPT2(LanguageModel):
         at = torch.arange(x.shape[1], device=x.device)
         positions = cache.lengths[:, None] + at if cache is not None else at if documents is None else positions_of(documents)
         h = self.drop(self.transformer["wte"](x) + self.transformer["wpe"](positions))
-        may = seen(documents, x.shape[1], None, x.device) if cache is None else None
+        spans = self.attends_itself(self.head_dim)
+        may = seen(documents, x.shape[1], None, x.device, spans) if cache is None else None
         run = self.kept_activations()
         for i, block in enumerate(self.transformer["h"]):  # type: ignore[arg-type,var-annotated]
             h = run(block, h, may, self.path, cache, i)

@@ -105,6 +105,10 @@ class LanguageModel(Model):
         """How attention is computed. The explicit way changes its products in place, which those that 'selective' keeps must not be."""
         return "sdpa" if self.checkpointing == "selective" else self.attention_path
 
+    def attends_itself(self, head_dim: int) -> bool:
+        """Whether attention is computed by our own kernel, which is what 'sdpa' means where there is one. 'selective' keeps the results of torch's."""
+        return self.path == "sdpa" and self.checkpointing != "selective" and fused.attends(self.output_weight, head_dim)
+
     @property
     @abstractmethod
     def output_weight(self) -> Tensor:
@@ -362,20 +366,51 @@ class Apart:
         return cls(sizes, [allowed(None, n, window, documents.device) for n in sizes])
 
 
-def seen(documents: Tensor | None, length: int, window: int | None, device: torch.device) -> Tensor | Apart | None:
-    """As `allowed`; for a single row of several documents on the CPU they are told apart instead (elsewhere their lengths would be compiled anew)."""
+@dataclass
+class Spans:
+    """From which position on each one sees, int64 [1 or B, T]: what our own kernel needs instead of a mask."""
+
+    first: Tensor
+
+    @classmethod
+    def of(cls, documents: Tensor | None, length: int, window: int | None, device: torch.device) -> Spans:
+        at = torch.arange(length, device=device)[None]
+        first = torch.zeros_like(at) if documents is None else at - positions_of(documents)
+        return cls(first if window is None else torch.maximum(first, at - window + 1))
+
+    def mask(self) -> Tensor:
+        """The same as `allowed`."""
+        at = torch.arange(self.first.shape[1], device=self.first.device)
+        return ((at >= self.first[..., None]) & (at <= at[:, None]))[:, None]
+
+
+Seen = Tensor | Apart | Spans | None  # what a position may see
+
+
+def seen(documents: Tensor | None, length: int, window: int | None, device: torch.device, spans: bool = False) -> Seen:
+    """As `allowed`; for a single row of several documents on the CPU they are told apart instead (elsewhere their lengths would be compiled anew).
+
+    Args:
+        spans: attention is computed by our own kernel.
+    """
+    if spans:
+        return Spans.of(documents, length, window, device)
     if documents is not None and len(documents) == 1 and device.type == "cpu":
         return Apart.of(documents, window)
     return allowed(documents, length, window, device)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, may: Tensor | Apart | None, path: AttentionPath) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, may: Seen, path: AttentionPath) -> Tensor:
     """Causal softmax attention (Vaswani et al., arXiv 1706.03762, eq. 1), grouped queries where k and v have fewer heads than q.
 
     Args:
         q: [B, heads, T, head_dim]; k, v: [B, kv_heads, T, head_dim].
         may: what may be seen, see `seen`.
     """
+    if isinstance(may, Spans):
+        if fused.attends(q, q.shape[-1]) and fused.takes(k, v):
+            return fused.attend(q, k, v, may.first).transpose(1, 2)
+        may = may.mask()
     if isinstance(may, Apart):
         parts = zip(q.split(may.sizes, 2), k.split(may.sizes, 2), v.split(may.sizes, 2), may.inside)
         return torch.cat([attend(*part, path) for part in parts], 2)

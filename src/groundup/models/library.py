@@ -37,6 +37,8 @@ FUNCTIONS: dict[str, dict[str, list[Any]]] = {
         "turn": [*[_number] * 4, *[_at] * 4, *[_number] * 2, *[_at] * 2, _number],
         "softmax": [*[_number] * 3, _at, _float, _at, *[_number] * 2],
         "softmax_back": [*[_number] * 2, *[_at] * 2, _float, *[_number] * 2],
+        "attend": [*[_number] * 5, *[_at] * 4, _number, _float, *[_at] * 3, _number],
+        "attend_back": [*[_number] * 5, *[_at] * 4, _number, _float, *[_at] * 7, _number],
         "cross_entropy": [*[_number] * 2, *[_at] * 2, _float, _at, *[_number] * 2],
     },
 }
@@ -109,7 +111,7 @@ def _load(name: str) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     for function, arguments in FUNCTIONS[name].items():
         found = getattr(library, f"groundup_{function}")
-        found.argtypes, found.restype = arguments, _number if function == "scratch" else None
+        found.argtypes, found.restype = arguments, _number if function.endswith("scratch") else None
     return library
 
 

@@ -113,10 +113,12 @@ class Trace(TorchDispatchMode):
         super().__exit__(*error)
         self._kernels.__exit__(*error)
 
-    def _kernel(self, moved: int) -> None:
+    def _kernel(self, moved: int, operations: float) -> None:
         """One of our own kernels, which reads and writes so many bytes, and is no operation of torch."""
-        self.work[self.phase].kernels += self.times
-        self.work[self.phase].bytes += self.times * moved
+        work = self.work[self.phase]
+        work.kernels += self.times
+        work.bytes += self.times * moved
+        work.flops["float32"] += self.times * operations
 
     # -- operations --------------------------------------------------------------------------------------------------------
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
