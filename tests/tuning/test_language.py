@@ -15,6 +15,8 @@ from groundup.data.chat_tokens import IGNORED, parse, render, template_for, toke
 from groundup.data.tokenizers import TEMPLATES, train_bpe
 from groundup.models import adapters, lora
 from groundup.models.base import build_model
+from groundup.tasks import instruction_tuning
+from groundup.training.batches import Batches
 
 TEXT = ["User: what is the colour of the sky? Assistant: blue. 天空是什么颜色？蓝色。\n" * 20]
 
@@ -281,6 +283,58 @@ def test_a_stopped_tuning_goes_on_exactly(base, tmp_path, method):
     assert again.result["resumed_from"] is not None
     a, b = (r.load().model.state_dict() for r in (whole, again))
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_forward_passes_are_filled_by_tokens_and_train_the_same(base, tmp_path, monkeypatch):
+    data = tmp_path / "data.jsonl"
+    long = [{"instruction": "the colour of the sky", "output": "blue " * n} for n in (3, 9, 27, 15)]
+    data.write_text("\n".join(json.dumps(e) for e in [*examples(36), *long]), encoding="utf-8")
+    monkeypatch.setattr(instruction_tuning, "ENOUGH", 40)
+    weights = {}
+    for size in ("auto", 1, 8):
+        settings = {"train.steps": 6, "train.batch_size": 8, "train.micro_batch_size": size, "train.keep": "last", "data.split.validation": 0.1}
+        run = gu.tune(base, str(data), "lora", settings, out=tmp_path / str(size))
+        weights[size] = run.load().model.state_dict()
+    decisions = json.loads((tmp_path / "auto" / "decisions.json").read_text())
+    assert 40 < decisions["micro_batch_tokens"]["value"] < 80 and decisions["micro_batch_size"]["value"] == 8
+    for other in (1, 8):
+        for name, value in weights["auto"].items():
+            torch.testing.assert_close(value, weights[other][name], atol=2e-5, rtol=1e-3)
+
+
+def test_each_sample_of_a_step_is_in_one_forward_pass_that_holds_it():
+    from types import SimpleNamespace
+
+    sizes = np.array([50, 10, 30, 30, 20, 60, 5, 100])
+    task = SimpleNamespace(sizes=lambda encoded, index: sizes[index])
+    batches = Batches(task, range(8), batch_size=8, micro_batch_size=8, seed=0, device=torch.device("cpu"))
+    batches.tokens = 100
+    parts = batches._parts(np.arange(8))
+    assert sorted(np.concatenate(parts).tolist()) == list(range(8))
+    assert all(sizes[p].sum() <= 100 for p in parts) and len(parts) == 4
+    batches.micro_batch_size = 1
+    assert len(batches._parts(np.arange(8))) == batches.per_step == 8
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]])
+def test_adapters_of_one_input_learn_together_what_they_learn_alone(targets, monkeypatch):
+    torch.manual_seed(0)
+    model = build_model("decoder", {"layers": 2, "width": 64, "heads": 2, "kv_heads": 1, "bias": "qkv"}, (64,), 50)
+    lora.attach(model, lora.chosen(model, targets), 4, 8.0, 0.0, False, False)
+    for name, p in model.named_parameters():
+        p.requires_grad_("lora_" in name)
+        if p.requires_grad or "o_proj" in name or "down_proj" in name:
+            torch.nn.init.normal_(p, std=0.1)
+    x, found = torch.randint(0, 50, (2, 20)), []
+    for alone in (False, True):
+        if alone:
+            monkeypatch.setattr(lora.LoRALinear, "is_bare", lambda self, x: False)
+        model.zero_grad()
+        out = model(x)
+        out.square().mean().backward()
+        found.append([out.detach(), *(p.grad for p in model.parameters() if p.requires_grad)])
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_data_are_shown_and_checked_as_the_model_sees_them(base, tmp_path, capsys):

@@ -36,7 +36,7 @@ def explain(name: str) -> dict[str, Any]:
         }  # fmt: skip
     hint, hint_zh = did_you_mean(name, [*CATALOGUE, *causes])
     raise UserError(
-        "there is no finding '{name}'." + hint, "没有名为 '{name}' 的发现。" + hint_zh, name=name, fix="groundup check train.py"
+        "there is no finding '{name}'." + hint, "没有名为 '{name}' 的发现。" + hint_zh, name=name, fix="groundup explain optim.zero_grad_missing"
     )
 
 

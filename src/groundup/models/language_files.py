@@ -123,7 +123,7 @@ def _read_config(config: dict[str, Any]) -> tuple[str, dict[str, Any], int, int]
         "window_from": since,
         "rope_theta": float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
         "rope_scaling": scaling,
-        "norm_eps": config["rms_norm_eps"],
+        "norm_eps": config.get("rms_norm_eps", 1e-5 if family == "mixtral" else 1e-6),  # what transformers assumes
     }
     if family in ("qwen3_moe", "mixtral"):
         arguments |= {

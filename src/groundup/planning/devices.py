@@ -99,10 +99,9 @@ def find(name: str | None) -> Device:
         return Device(facts.name, int(facts.total_memory * 0.94), {**rates, "float16": rates["bfloat16"]}, 500 * GB, "measured here")
     hint, hint_zh = did_you_mean(name, [*DEVICES, "cpu"])
     raise RecipeError(
-        "--device {name}: not in the table, which has {known}." + hint,
-        "--device {name}：表中没有；可用：{known}。" + hint_zh,
+        "--device {name}: not in the table of devices." + hint,
+        "--device {name}：设备表中没有。" + hint_zh,
         name=name,
-        known=", ".join([*DEVICES, "cpu"]),
         fix="groundup plan RECIPE --device a100",
     )
 
