@@ -177,12 +177,12 @@ def turn(side: str, size: str, folder: Path, share: int) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(size: str, folder: Path, quick: bool) -> dict[str, Any]:
-    batch, context, *_, turns = CASES[size]
+def measure(size: str, folder: Path, quick: bool, turns: int | None) -> dict[str, Any]:
+    batch, context, *_, usual = CASES[size]
     sides = [s for s in SIDES if s != "trainer" or _has_accelerate()]
     steps: dict[str, list[float]] = {s: [] for s in sides}
     shares = []
-    for _ in range(1 if quick else turns):
+    for _ in range(1 if quick else turns or usual):
         for side in sides:
             found = turn(side, size, folder, 20 if quick else 1)
             steps[side].append(statistics.median(found["times"]))
@@ -214,6 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default=",".join(CASES))
     parser.add_argument("--quick", action="store_true", help="a few steps at 1M: shows that it runs, too few to judge by")
+    parser.add_argument("--turns", type=int, help="of each side")
     parser.add_argument("--turn", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--share", type=int, default=1, help=argparse.SUPPRESS)
@@ -228,7 +229,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="groundup-lm-") as name:
         folder = Path(name)
         write_text(folder / "text.txt")
-        parts = [part for size in (["1M"] if given.quick else given.sizes.split(",")) for part in measure(size, folder, given.quick)["parts"]]
+        parts = [part for size in (["1M"] if given.quick else given.sizes.split(",")) for part in measure(size, folder, given.quick, given.turns)["parts"]]
     worst = min(parts, key=lambda p: p["ratio"] / p["target"])
     top = {k: worst[k] for k in ("ours", "peer", "unit", "ratio", "target")}
     print(json.dumps({"benchmark": "lm_throughput", **top, "met": all(p["met"] for p in parts), "parts": parts}))

@@ -146,20 +146,6 @@ def predict(case: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def status(name: str) -> int:
-    """A line of /proc/self/status in bytes; 0 where there is none."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(name + ":"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
-def highest_from_now() -> None:
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
 def held_by(thing: Any, depth: int = 4) -> int:
     """Bytes of the arrays and tensors that the attributes of an object hold: the encoded data."""
     import numpy as np
@@ -193,27 +179,28 @@ def measure(case: str, folder: Path, imports: list[str]) -> dict[str, Any]:
     import groundup.pipeline
     from groundup import jobs
     from groundup.core import console
+    from groundup.core.device import forget_peak, status_bytes
     from groundup.training import loop
 
     for name in imports:
         with contextlib.suppress(Exception):  # parts that only exist while something else is being imported
             importlib.import_module(name)
     gc.collect()
-    before, level, files = set(sys.modules), status("VmRSS"), status("RssFile")
+    before, level, files = set(sys.modules), status_bytes("VmRSS"), status_bytes("RssFile")
     with console.muted():
         recipe, run, _ = jobs.open_run(recipe_of(case, folder), {}, folder / f"run-{time.monotonic_ns()}", resume=False, extend=False)
-        highest_from_now()
+        forget_peak()
         job = jobs.build(recipe, run, resume=False, trust_code=False, train_base=lambda name: groundup.pipeline.train(name).path)
     model = job.state.model
     job.plan.stage(0, job.state.total).enter(model)
-    built, building = status("VmRSS"), status("VmHWM")
-    highest_from_now()
+    built, building = status_bytes("VmRSS"), status_bytes("VmHWM")
+    forget_peak()
     times: list[float] = []
     while len(times) < 4 or (sum(times) < PATIENCE and len(times) < 60):
         began = time.perf_counter()
         loop.step(job.state, job.batches, job.task, job.plan)
         times.append(time.perf_counter() - began)
-    highest, after, files = status("VmHWM"), status("VmRSS"), status("RssFile") - files
+    highest, after, files = status_bytes("VmHWM"), status_bytes("VmRSS"), status_bytes("RssFile") - files
     late = sorted(n for n in set(sys.modules) - before if not n.startswith("__"))
     tensors = peak_of_tensors(job)
     run.close()

@@ -6,7 +6,7 @@ Models with random weights, made by transformers: `15M` in Llama's form, `120M` 
 for both sides. FILE holds instructions in Alpaca's form. Each example becomes {prompt, completion} in messages, of which both sides train the answer with its
 end only. The same examples once, eight in a step, at most 512 tokens, float32, the same constant rate, AdamW, clipping at 1, LoRA of rank 16 on all linear
 layers but the head. Each turn is a fresh process; sides take turns, medians count. TRL evaluates the held-out
-examples once, when it is done; ours three times, before, at the last step and for the result.
+examples once, when it is done; ours twice, before the first step and after the last.
 
 TRL runs at its defaults but for these settings (it recomputes activations by default, and pads eight examples to the longest), and at the best that was found
 for it on CPUs, without recomputation: `single`, one example at a time and eight gathered, so that nothing is padded, and `packed`, its packing one row at a
