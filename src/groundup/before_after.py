@@ -74,9 +74,7 @@ def compare_text(job: Job, scores: MetricSet) -> dict[str, Any]:
             continue
         facts = {"what": part.name, "what_zh": part.name_zh}
         first, second = (_restored(part, measured["sets"][part.name]) for measured in (then, now))
-        values = first.values(), second.values()
-        for metric, higher in second.higher_is_better.items():
-            rows.append(facts | {"metric": metric, "higher_is_better": higher, **beside(values[0][metric], values[1][metric]), **_note()})
+        rows += [facts | row | _note() for row in rows_of(first, second)]
         if part.name == NEW and after.said:
             note = _note(f"of {len(after.said)} answers", f"{len(after.said)} 个回答")
             rows += [facts | {"metric": m, "higher_is_better": True, **row, **note} for m, row in differences(before, after).items()]
@@ -89,24 +87,52 @@ def compare_text(job: Job, scores: MetricSet) -> dict[str, Any]:
     }
 
 
+def rows_of(first: SummedMetrics, second: SummedMetrics) -> list[dict[str, Any]]:
+    """Each metric of two models on the same records."""
+    values = first.values(), second.values()
+    return [
+        {"metric": metric, "higher_is_better": higher, **beside(values[0][metric], values[1][metric], second.records)}
+        for metric, higher in second.higher_is_better.items()
+    ]
+
+
 def verdict(rows: list[dict[str, Any]]) -> dict[str, str]:
     """One sentence: on what it became better, on what worse, and by how much, as far as the intervals of the differences say so."""
     said, said_zh = [], []
     for name in dict.fromkeys(r["what"] for r in rows):
         of = {r["metric"]: r for r in rows if r["what"] == name}
         row = next(of[m] for m in (*TELLING, *of) if m in of)
-        low, high = row["difference_interval"]
-        change = row["difference"] if row["higher_is_better"] else -row["difference"]
-        if math.isfinite(low) and not low <= 0 <= high:
-            word, word_zh = ("better", "变好") if change > 0 else ("worse", "变差")
-            by = f"{abs(row['difference']):.3g} ± {(high - low) / 2:.2g}"
-            said.append(f"{word} on the {name} by {by} ({row['metric']})")
-            said_zh.append(f"在{row['what_zh']}上{word_zh}，{row['metric']} 相差 {by}")
-        else:
-            by = f"{row['difference']:+.2g}, 95 % {low:+.2g} .. {high:+.2g}"
+        change = _change(row)
+        if math.isnan(row["difference_interval"][0]):
+            said.append(f"cannot tell on the {name}: too few records ({row['metric']} {row['difference']:+.2g})")
+            said_zh.append(f"{row['what_zh']}的记录太少，无法判断（{row['metric']} {row['difference']:+.2g}）")
+        elif change == 0:
+            by = f"{row['difference']:+.2g}, 95 % {row['difference_interval'][0]:+.2g} .. {row['difference_interval'][1]:+.2g}"
             said.append(f"no clear change on the {name} ({row['metric']} {by})")
             said_zh.append(f"在{row['what_zh']}上没有明确变化（{row['metric']} {by}）")
+        else:
+            said.append(f"{'better' if change > 0 else 'worse'} on the {name} by {_by(row)} ({row['metric']})")
+            said_zh.append(f"在{row['what_zh']}上{'变好' if change > 0 else '变差'}，{row['metric']} 相差 {_by(row)}")
+            for other in of.values():
+                if _change(other) * change < 0:
+                    said[-1] += f", but {'worse' if change > 0 else 'better'} by {_by(other)} ({other['metric']})"
+                    said_zh[-1] += f"，但 {other['metric']} {'变差' if change > 0 else '变好'} {_by(other)}"
     return {"en": "; ".join(said), "zh": "；".join(said_zh)}
+
+
+def _change(row: dict[str, Any]) -> int:
+    """1 where the interval of the difference says that it became better, -1 worse, 0 neither."""
+    low, high = row["difference_interval"]
+    if not math.isfinite(low) or low <= 0 <= high:
+        return 0
+    return 1 if (row["difference"] > 0) == row["higher_is_better"] else -1
+
+
+def _by(row: dict[str, Any]) -> str:
+    """By how much, as a ± b; where the interval is so lopsided that this would hold zero, the interval."""
+    low, high = sorted(abs(x) for x in row["difference_interval"])
+    size, half = abs(row["difference"]), (high - low) / 2
+    return f"{size:.3g} ± {half:.2g}" if half < size else f"{size:.3g} (95 % {low:.2g} .. {high:.2g})"
 
 
 def _note(en: str = "", zh: str = "") -> dict[str, str]:
@@ -190,12 +216,13 @@ def _general(job: Job) -> TextSet | None:
     config = InstructionTuning.reads(Data(source=str(GENERAL) if wanted == "auto" else wanted, split=Split(validation=0.0)))
     with console.muted():
         made = prepare(config, classification=False, kind="text")
-        task: Any = held if type(held) is InstructionTuning else _as_conversations(held)
+        task: Any = held if type(held) is InstructionTuning else as_conversations(held)
         index = np.sort(np.concatenate(list(made.splits.values())))
         return TextSet("general set", "通用集", task, task.prepare(made.dataset, index, job.plan.device))
 
 
-def _as_conversations(task: Any) -> InstructionTuning:
+def as_conversations(task: Any) -> InstructionTuning:
+    """A task that reads conversations with the tokenizer of another one, through its chat template."""
     from groundup.data.chat_tokens import template_for
 
     made = InstructionTuning()

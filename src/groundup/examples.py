@@ -212,13 +212,13 @@ def review(prepared: Prepared, fix: Path | None) -> tuple[list[dict[str, Any]], 
                     removed_file.write(rejection(corpus.describe(int(i)), reasons[0], text))
                 else:
                     kept_file.write(
-                        (text if "messages" in conversation else json.dumps({"text": text}, ensure_ascii=False)).encode("utf-8") + b"\n"
+                        json.dumps(conversation, ensure_ascii=False).encode("utf-8") + b"\n"
                     )
     found = [
         _problem(
             f"{n:,} records: {code}",
             f"{n:,} 条记录：{CODES_ZH.get(code, code)}",
-            "warning",
+            "error" if code == "secret" else "warning",
             [en for en, _ in shown[code]],
             [zh for _, zh in shown[code]],
         )

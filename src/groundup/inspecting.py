@@ -28,7 +28,7 @@ def number(value: Any) -> str:
 
 
 def interval(pair: Any) -> str:
-    return f"{number(pair[0])} .. {number(pair[1])}" if pair else ""
+    return f"{number(pair[0])} .. {number(pair[1])}" if pair and pair[0] is not None and pair[0] == pair[0] else ""
 
 
 # -- cards ---------------------------------------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ def print_check(facts: dict[str, Any]) -> None:
     for problem in facts["problems"]:
         style = {"error": "red", "warning": "yellow"}.get(problem["severity"])
         console.line(
-            f"{say(problem['severity'], {'error': '错误', 'warning': '警告', 'info': '提示'}[problem['severity']])}: {local(problem, 'message')}",
+            f"{say(problem['severity'], {'error': '错误', 'warning': '警告', 'info': '提示'}[problem['severity']])}{say(': ', '：')}{local(problem, 'message')}",
             style=style,
         )
         for record in problem["records_zh" if language() == "zh" else "records"][:10]:
@@ -517,7 +517,8 @@ def print_before_after(result: dict[str, Any]) -> None:
 def _changed(row: dict[str, Any]) -> str:
     """The paired interval of the difference, or, where only the models' own intervals are known, that of the second one."""
     if pair := row.get("difference_interval"):
-        return f"{row['difference']:+.3g} ({pair[0]:+.2g} .. {pair[1]:+.2g})"
+        known = pair[0] is not None and pair[0] == pair[0]
+        return f"{row['difference']:+.3g} " + (f"({pair[0]:+.2g} .. {pair[1]:+.2g})" if known else say("(too few records)", "（记录太少）"))
     return interval(row["after_interval"])
 
 
@@ -553,7 +554,12 @@ def print_evaluation(result: dict[str, Any]) -> None:
             say("95 % interval", "95 % 区间"),
         ]
         console.table(names, rows, right=(2, 3))
-    if other := result.get("against"):
+    if (other := result.get("against")) and "rows" in other:
+        console.heading(say("against {model}", "与 {model} 相比", model=other["model"]))
+        rows = [[r["metric"], number(r["before"]), number(r["after"]), _changed(r)] for r in other["rows"]]
+        names = [say("metric", "指标"), say("the other", "另一个"), say("this one", "本模型"), say("difference, 95 %", "差值，95 %")]
+        console.table(names, rows, right=(1, 2))
+    elif other:
         console.line()
         console.line(
             say(

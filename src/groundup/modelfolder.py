@@ -36,7 +36,7 @@ from groundup.models.language import LanguageModel
 from groundup.models.language_files import (
     family_of,
     is_language_folder,
-    ours,
+    read_back,
     read_config,
     read_weights,
     theirs,
@@ -314,7 +314,7 @@ def load(path: Any, *, trust_code: bool = False, device: str = "cpu") -> Loaded:
     else:
         weights = load_file(folder / "model.safetensors")
         if isinstance(model, Decoder | GPT2):
-            weights = {ours(name, family_of(model)): value for name, value in weights.items()}
+            weights = read_back(weights, family_of(model))
         load_weights(model, weights)
     return Loaded(
         placed(model, torch.device(device)).eval(),

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from groundup import jobs, modelfolder
-from groundup.before_after import compare, measure_before
+from groundup.before_after import as_conversations, compare, measure_before, rows_of
 from groundup.budget import Choice
 from groundup.budget import choose as for_budget
 from groundup.checking import Report
@@ -49,11 +49,13 @@ from groundup.evaluation.views import viewed
 from groundup.examples import task_for
 from groundup.jobs import Job, Overrides, like_base, open_run
 from groundup.metrics import MetricSet
+from groundup.metrics.language import SummedMetrics
 from groundup.models import adapters
 from groundup.models.base import count_parameters
 from groundup.models.generation import Sampling, write
 from groundup.models.language import LanguageModel
 from groundup.tasks.base import Encoded, Task
+from groundup.tasks.language_modeling import LanguageModeling
 from groundup.training import loop, parallel
 from groundup.training.checkpoint import Checkpoints, damage, load_weights
 from groundup.training.signals import StopRequest
@@ -729,6 +731,7 @@ def evaluate(
     loaded = modelfolder.load(model, trust_code=trust_code)
     _can_answer(loaded)
     loaded.look_through(views)
+    _reads_examples(loaded, data)
     own = Data.model_validate(loaded.card["data"]["spec"]) if "data" in loaded.card else None
     if own is None and data is None:
         raise DataError(
@@ -764,7 +767,9 @@ def evaluate(
     scores = evaluate_split(loaded.task, loaded.answering, encoded, at, records=records)
     assert scores is not None
     found = summary(scores) | _by_record(loaded.task, prepared, splits[name], records, encoded, folder and folder / "plots")
-    if against is not None:
+    if against is not None and isinstance(scores, SummedMetrics):
+        found["against"] = _text_against(against, loaded, prepared, splits[name], data, scores, at, trust_code)
+    elif against is not None:
         found["against"] = _against(against, loaded, prepared, splits[name], records, at, trust_code)
     result = {
         "model": str(loaded.path),
@@ -795,6 +800,51 @@ def evaluate_harness(
     assert isinstance(loaded.model, LanguageModel)
     found = harness(loaded.model, tokenizer, tasks, limit=limit, chat=chat)
     return {"model": str(loaded.path), "harness": found, "seconds": round(time.monotonic() - begin, 3)}
+
+
+def _reads_examples(loaded: modelfolder.Loaded, data: str | None) -> None:
+    """A language model that was trained on plain text reads a file of examples as a tuning would, through its chat template."""
+    if data is None or type(loaded.task) is not LanguageModeling or loaded.task.tokenizer is None or task_for(data) != "instruction-tuning":
+        return
+    loaded.task = as_conversations(loaded.task)
+    console.line(
+        say(
+            "read as conversations, through the template: {template}; what counts are the assistant's turns",
+            "按对话读取，对话模板：{template}；只计入助手的发言",
+            template=loaded.task.template_name,
+        )
+    )
+
+
+def _text_against(
+    other: Any,
+    loaded: modelfolder.Loaded,
+    prepared: Prepared,
+    index: NDArray[np.int64],
+    data: str | None,
+    scores: SummedMetrics,
+    at: torch.device,
+    trust_code: bool,
+) -> dict[str, Any]:
+    """Another language model on the same records: each metric of both, and the interval of the difference over the same resamples."""
+    second = modelfolder.load(other, trust_code=trust_code)
+    _can_answer(second)
+    _reads_examples(second, data)
+    mine, theirs = (getattr(m.task, "tokenizer", None) for m in (loaded, second))
+    facts = [(type(m.task), getattr(m.task, "context", None), getattr(m.task, "template", None)) for m in (loaded, second)]
+    if mine is None or theirs is None or mine.core.to_str() != theirs.core.to_str() or facts[0] != facts[1]:
+        raise ModelError(
+            "{a} and {b} cannot be compared record by record: their tokenizers, chat templates, contexts or tasks differ",
+            "{a} 与 {b} 无法逐条比较：分词器、对话模板、上下文长度或任务不同",
+            a=loaded.path,
+            b=second.path,
+            fix="compare the bits_per_byte of two evaluations, or --harness",
+            fix_zh="分别评估后比较 bits_per_byte，或使用 --harness",
+        )
+    second.model.to(at)
+    its = evaluate_split(second.task, second.answering, second.task.prepare(prepared.dataset, index, at, workers=default_workers()), at)
+    assert isinstance(its, SummedMetrics)
+    return {"model": str(second.path), "rows": rows_of(its, scores)}
 
 
 def _against(

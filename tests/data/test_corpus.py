@@ -317,11 +317,11 @@ def test_damaged_records_are_counted(made, write):
 
 
 def test_nothing_to_read(made, write, tmp_path):
-    with pytest.raises(DataError, match=r"no document is left of 1 \(1 empty\)"):
+    with pytest.raises(DataError, match="is empty: there is nothing to read"):
         made(write("empty.txt", ""))
-    with pytest.raises(DataError, match="no document is left"):
+    with pytest.raises(DataError, match="is empty: there is nothing to read"):
         made(write("empty.jsonl", ""))
-    with pytest.raises(DataError, match="no document is left"):
+    with pytest.raises(DataError, match="is empty: there is nothing to read"):
         made(write("bom.txt", codecs.BOM_UTF8))
     with pytest.raises(DataError, match="holds no text"):
         made(write("pictures/a.png", b"\x89PNG").parent)

@@ -63,6 +63,10 @@ CODES_ZH = {  # the codes of reasons, as a Chinese reader calls them
 }
 
 
+BROKEN = {"binary", "cells", "content", "encoding", "format", "no text", "not JSON", "not a record", "not a table", "order", "role", "schema", "surrogate",
+          "too long to read", "unreadable"}  # codes of records that cannot be what was meant  # fmt: skip
+
+
 class Reason(NamedTuple):
     """Why a record is left out. `damaged`: it could not be read, as opposed to not being wanted."""
 

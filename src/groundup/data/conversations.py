@@ -25,14 +25,35 @@ PREFERENCES = "chosen, rejected (with prompt, messages, conversations or instruc
 FORMATS = "messages; conversations (ShareGPT); instruction, input, output (Alpaca); prompt, completion; text"
 
 
+KINDS = {
+    "NoneType": ("null", "null"), "str": ("text", "文本"), "list": ("a list", "列表"), "dict": ("an object", "对象"), "bool": ("true or false", "布尔值"),
+    "int": ("a number", "数字"), "float": ("a number", "数字"),
+}  # fmt: skip
+
+
+def kind_of(value: Any) -> tuple[str, str]:
+    """What a value is in JSON, in English and Chinese."""
+    return KINDS.get(type(value).__name__, (type(value).__name__,) * 2)
+
+
+def not_a_record(value: Any) -> Reason:
+    found, found_zh = kind_of(value)
+    return Reason("not a record", f"{found} where an object is expected", f"应为对象，却是{found_zh}", damaged=True)
+
+
+def turns_key(value: Any) -> str | None:
+    """Under which name a bare list of turns would stand in a record; None for what is no such list."""
+    if not isinstance(value, list) or not value or not isinstance(value[0], dict):
+        return None
+    return next((key for mark, key in (("role", "messages"), ("from", "conversations")) if all(mark in v for v in value)), None)
+
+
 def read(record: Any) -> dict[str, Any] | Reason:
     """A record as a conversation, or why it is none. Turns are counted from 1."""
     if isinstance(record, str):
         return {"text": record} if record.strip() else _empty("the text")
     if not isinstance(record, dict):
-        return Reason(
-            "not a record", f"{type(record).__name__} where an object is expected", f"应为对象，却是 {type(record).__name__}", damaged=True
-        )
+        return not_a_record(record)
     if PREFERENCE & record.keys():
         return Reason(
             "preference",
@@ -54,6 +75,11 @@ def read(record: Any) -> dict[str, Any] | Reason:
         if turns == [] and isinstance(record.get("text"), str):
             return {"text": record["text"]} if record["text"].strip() else _empty("the text")
         if turns == []:
+            if (key := next((k for k in ("messages", "conversations", "conversation") if k in record), None)) is not None:
+                found, found_zh = kind_of(record[key])
+                return Reason(
+                    "format", f"{key} is {found} where a list of turns is expected", f"{key} 应为对话轮次的列表，却是{found_zh}", damaged=True
+                )
             listed = ", ".join(map(str, record)) or "(none)"
             return Reason(
                 "format",

@@ -599,7 +599,8 @@ class _SecondPass:
         rest = np.flatnonzero(self.label == 1)
         alone = self.documents.column("piece")[rest]
         count = int((~alone).sum()) + len(np.unique(self.item[rest[alone]]))
-        few = split.by == "record" and count < 10 and bool(shares)
+        whole = self.config.text.document in ("conversation", "preference")  # an example is of no use in halves
+        few = split.by == "record" and count < 10 and bool(shares) and not whole
         if few:
             self.notes.append(
                 (
@@ -648,6 +649,7 @@ class _SecondPass:
 
     def _contiguous(self, rest: NDArray[np.int64], shares: dict[str, float], unit: NDArray[Any]) -> None:
         """The documents in order, cut by bytes: training, validation, test."""
+        whole = self.config.text.document in ("conversation", "preference")
         ends = np.cumsum(self.sizes[rest])
         total = int(ends[-1]) if len(ends) else 0
         held = 0.0
@@ -660,7 +662,7 @@ class _SecondPass:
             k = int(np.searchsorted(ends, at, side="right"))
             if k == len(rest):
                 continue
-            inner = self._boundary(int(rest[k]), at - int(ends[k] - self.sizes[rest[k]]))
+            inner = 0 if whole else self._boundary(int(rest[k]), at - int(ends[k] - self.sizes[rest[k]]))
             if inner > 0:
                 self.cuts.append((int(rest[k]), inner, label))
             self.label[rest[k + (inner > 0) :]] = label
@@ -743,6 +745,14 @@ def _usable(parts: Sequence[Part], first: _FirstPass) -> None:
             record=record,
             reason=reason,
             reason_zh=reason_zh,
+        )
+    if first._end == 0 and set(counts["rejected"]) <= {"empty"}:
+        raise DataError(
+            "{name} is empty: there is nothing to read",
+            "{name} 是空的：没有可读的内容",
+            name=name,
+            fix="name a file with text or examples in it",
+            fix_zh="请指定有内容的文件",
         )
     if first._end == 0:
         why = ", ".join(f"{n} {code}" for code, n in counts["rejected"].items())

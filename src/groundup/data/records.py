@@ -167,7 +167,11 @@ class Columns:
 
     def records(self, value: Any) -> Iterator[dict[str, Any] | str | Reason]:
         """The records in a JSON value: lists in lists are opened, and a book whose text column holds records is its records."""
-        if isinstance(value, list):
+        if self.whole and isinstance(value, list) and not all(isinstance(v, dict) for v in value):
+            yield conversations.not_a_record(value)
+        elif self.whole and (turns := conversations.turns_key(value)):
+            yield {turns: value}
+        elif isinstance(value, list):
             for inner in value:
                 yield from self.records(inner)
         elif self.whole:
@@ -238,6 +242,8 @@ class Columns:
             if lacking := next((c for c in (asked, self._answer) if record.get(c) in (None, "")), None):
                 return Found(None, _lacks(lacking), unit, place)
             record = {"prompt": str(record[asked]), "completion": str(record[self._answer])}
+        if isinstance(record, str) and unit in ("line", "record"):  # of JSON, where a record is an object
+            return Found(None, conversations.not_a_record(record), unit, place)
         made = (conversations.read_preference if self._preference else conversations.read)(record)
         if isinstance(made, Reason):
             return Found(None, made, unit, place)

@@ -19,12 +19,15 @@ SECRETS = {
     "a token of Hugging Face": r"\bhf_[A-Za-z0-9]{30,}",
     "an API key": r"\bsk-(?:[a-z]+-)*[A-Za-z0-9_-]{20,}|\bAIza[0-9A-Za-z_-]{35}|\bxox[abprs]-[0-9A-Za-z-]{10,}",
     "a JSON web token": r"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}",
-    "a password": r"(?i:\b(?:password|passwd|api[_-]?key|secret[_-]?key|access[_-]?token)\b\"?\s*[:=]\s*[\"'][^\s\"'{<$]{8,}[\"'])",
+    "a password": r"(?i:\b(?:password|passwd|api[_-]?key|secret[_-]?key|access[_-]?token)\b\"?\s*[:=]\s*[\"'][^\s\"'{<$]{8,}[\"'])"
+    r"|(?i:\b(?:password|passwd)\b\s*[:=]\s*)(?=\S*\d)(?=\S*[A-Za-z])[^\s\"'{<$]{6,}",
+    "a password in an address": r"\b[a-z][a-z0-9+.-]*://[^\s:/@]+:[^\s:/@{<$]{3,}@[\w.-]+",
 }
 PERSONAL = {
     "an e-mail address": r"\b[A-Za-z0-9][A-Za-z0-9._%+-]*@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}\b",
     "a telephone number": r"(?<![\d.])(?:\+\d{1,3}[ -]?(?:\(\d{1,4}\)[ -]?)?\d{2,4}(?:[ -]?\d{2,4}){2,3}|1[3-9]\d{9}|\(\d{3}\) ?\d{3}-\d{4}|\d{3}-\d{3}-\d{4})(?![\d.])",
     "an identity number": r"(?<!\d)[1-9]\d{5}(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx](?!\d)",
+    "a social security number (US)": r"(?<![\d-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\d-])",
     "a card number": r"(?<![\d.-])(?:\d[ -]?){12,18}\d(?![\d.-])",
     "an account number (IBAN)": r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b",
 }
@@ -35,7 +38,7 @@ NOBODY = re.compile(
 MOJIBAKE = re.compile(r"�|Ã[\x80-\xbf©¨¡¢¤¶¼]|â€[™œ“”\x9d¦]|锟斤拷|烫烫烫|屯屯屯|ï¿½")
 _SECRET = re.compile("|".join(f"(?P<s{i}>{p})" for i, p in enumerate(SECRETS.values())))
 # What a secret has in it, lower case: quick to look for, where the patterns are slow.
-_SECRET_HINTS = ("private key", "akia", "asia", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "hf_", "sk-", "aiza", "xox", "eyj")
+_SECRET_HINTS = ("private key", "akia", "asia", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "hf_", "sk-", "aiza", "xox", "eyj", "://")
 _NAMED_HINTS = (
     "passw",
     "api_key",
@@ -91,8 +94,10 @@ def remarks(conversation: dict[str, Any]) -> list[Reason]:
     parts = [conversation["text"]] if "text" in conversation else [t["content"] for t in turns] + conversation.get("answers", [])
     whole = "\n".join(parts)
     found: dict[str, Reason] = {}
-    for kind, what in sensitive(whole):
-        found.setdefault(kind, Reason(kind, f"it holds {what}", f"含有{SENSITIVE_ZH[what]}"))
+    held = list(dict.fromkeys(sensitive(whole)))
+    for kind in dict.fromkeys(kind for kind, _ in held):
+        whats = [what for of, what in held if of == kind]
+        found[kind] = Reason(kind, f"it holds {', '.join(whats)}", f"含有{'、'.join(SENSITIVE_ZH[w].strip() for w in whats)}")
     if not whole.isascii() and (broken := MOJIBAKE.search(whole)):
         found["encoding"] = Reason("encoding", f"broken characters: {broken.group()!r}", f"乱码：{broken.group()!r}")
     for number, turn in enumerate(turns, 1):
@@ -123,6 +128,7 @@ def _absurd(number: int, turn: dict[str, Any], before: dict[str, Any] | None) ->
 
 SENSITIVE_ZH = {
     "a private key": "私钥", "a key of AWS": "AWS 密钥", "a token of GitHub": "GitHub 令牌", "a token of Hugging Face": "Hugging Face 令牌",
-    "an API key": " API 密钥", "a JSON web token": " JSON Web 令牌", "a password": "密码", "an e-mail address": "电子邮箱", "a telephone number": "电话号码",
+    "an API key": " API 密钥", "a JSON web token": " JSON Web 令牌", "a password": "密码", "a password in an address": "网址中的密码", "a social security number (US)": "美国社会安全号码",
+    "an e-mail address": "电子邮箱", "a telephone number": "电话号码",
     "an identity number": "身份证号", "a card number": "银行卡号", "an account number (IBAN)": "银行账号（IBAN）",
 }  # fmt: skip

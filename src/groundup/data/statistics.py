@@ -12,7 +12,7 @@ import numpy as np
 
 from groundup.core import files
 from groundup.core.errors import DataError
-from groundup.data.cleaning import CODES_ZH
+from groundup.data.cleaning import BROKEN, CODES_ZH
 from groundup.data.order import permutation
 from groundup.data.pictures import pil_picture
 from groundup.data.prepare import Prepared, labels_of, natural, numeric_target
@@ -80,14 +80,15 @@ def problems(prepared: Prepared, *, classification: bool) -> list[dict[str, Any]
         found.append({"severity": severity, "message": en, "message_zh": zh, "records": records, "records_zh": records_zh or records})
 
     if dataset.kind == "text":
-        corpus = dataset.inputs
+        corpus, examples = dataset.inputs, prepared.config.text.document in ("conversation", "preference")
         for code, count in corpus.statistics["rejected"].items():
             with corpus.rejected.open(encoding="utf-8") as file:
                 listed = list(itertools.islice((r for line in file if (r := json.loads(line))["code"] == code), 100))
+            noun, noun_zh = ("records", "条记录") if examples else ("documents", "篇文档")
             add(
-                "info" if "duplicate" in code else "warning",
-                f"{count} documents left out: {code}",
-                f"移除了 {count} 篇文档：{CODES_ZH.get(code, code)}",
+                "info" if "duplicate" in code else "error" if code in BROKEN and examples else "warning",
+                f"{count} {noun[: -1 if count == 1 else None]} left out: {code}",
+                f"移除了 {count} {noun_zh}：{CODES_ZH.get(code, code)}",
                 [r["record"] if r["reason"] == code else f"{r['record']}: {r['reason']}" for r in listed],
                 [f"{r['record']}：{r['reason_zh']}" for r in listed],
             )

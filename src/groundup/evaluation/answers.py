@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from groundup.data.chat_tokens import parse
 from groundup.data.tokenizers import Tokenizer
-from groundup.metrics.streamed import percentile_interval, poisson_weights
+from groundup.metrics.streamed import FEW, percentile_interval, poisson_weights
 from groundup.models.generation import Sampling, generate
 from groundup.models.language import LanguageModel
 
@@ -226,11 +226,13 @@ def differences(before: Answers, after: Answers) -> dict[str, dict[str, Any]]:
     n = len(after.said)
     weights = np.concatenate([np.ones((1, n)), poisson_weights(np.random.default_rng(0), n)])
     first, second = before.values(weights), after.values(weights)
-    return {name: beside(first[name], second[name]) for name in second}
+    return {name: beside(first[name], second[name], n) for name in second}
 
 
-def beside(first: NDArray[np.float64], second: NDArray[np.float64]) -> dict[str, Any]:
-    """Two models' values of one metric, then its values on the same resamples [1 + RESAMPLES], as a row of the comparison."""
+def beside(first: NDArray[np.float64], second: NDArray[np.float64], records: int) -> dict[str, Any]:
+    """Two models' values of one metric, then its values on the same resamples [1 + RESAMPLES] of so many records, as a row of the comparison."""
+    if records < FEW:
+        first, second = (np.where(np.arange(len(v)) == 0, v, np.nan) for v in (first, second))
     return {
         "before": float(first[0]),
         "before_interval": list(percentile_interval(first[1:])),

@@ -276,6 +276,13 @@ def _comparison(result: dict[str, Any]) -> str:
     found = result.get("against")
     if not found:
         return ""
+    if "rows" in found:
+        cells = [
+            [esc(r["metric"]), number(r["before"]), number(r["after"]), f"{r['difference']:+.3g}" + page.small(interval(r["difference_interval"]))]
+            for r in found["rows"]
+        ]
+        names = [say("metric", "指标"), say("the other", "另一个"), say("this one", "本模型"), say("difference, 95 %", "差值，95 %")]
+        return page.note(esc(found["model"])) + page.table(names, cells, right=(1, 2))
     rows = [
         (say("the other model", "另一个模型"), esc(found["model"])),
         (say("its accuracy", "它的准确率"), number(found["accuracy"])),
@@ -382,6 +389,8 @@ def _change(row: dict[str, Any]) -> str:
     b, a, paired = row.get("before_interval"), row.get("after_interval"), row.get("difference_interval")
     if after == before:
         verdict = say("the same", "相同")
+    elif paired and not interval(paired):
+        verdict = say("too few records", "记录太少")
     elif paired and interval(paired) and paired[0] <= 0 <= paired[1]:
         verdict = say("not clear: the interval of the difference holds 0", "不明确：差值的区间包含 0")
     elif not paired and b and a and interval(b) and interval(a) and b[0] <= a[1] and a[0] <= b[1]:

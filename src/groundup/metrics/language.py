@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from groundup.metrics.streamed import RESAMPLES, MetricSet, percentile_interval, poisson_weights
+from groundup.metrics.streamed import FEW, RESAMPLES, MetricSet, percentile_interval, poisson_weights
 
 
 class SummedMetrics(MetricSet):
@@ -22,11 +22,13 @@ class SummedMetrics(MetricSet):
     def __init__(self) -> None:
         self.random = np.random.default_rng(0)
         self.sums = np.zeros((RESAMPLES + 1, self.columns))
+        self.records = 0
 
     def update(self, outputs: Tensor, targets: Tensor, loss_sum: float) -> None:
         """`outputs`: [B, columns], what each record adds to the sums."""
         rows = outputs.detach().cpu().double().numpy()
         self.sums[0] += rows.sum(0)
+        self.records += len(rows)
         if self.resampling:
             self.sums[1:] += poisson_weights(self.random, len(rows)) @ rows
 
@@ -38,14 +40,16 @@ class SummedMetrics(MetricSet):
         return {k: float(v[0]) for k, v in self.values().items()}
 
     def intervals(self) -> dict[str, tuple[float, float]]:
+        if self.records < FEW:
+            return dict.fromkeys(self.values(), (math.nan, math.nan)) if self.resampling else {}
         return {k: percentile_interval(v[1:]) for k, v in self.values().items()} if self.resampling else {}
 
     def stored(self) -> dict[str, Any]:
         """JSON-able; the inverse is `restore`."""
-        return {"sums": self.sums.tolist()}
+        return {"sums": self.sums.tolist(), "records": self.records}
 
     def restore(self, stored: dict[str, Any]) -> None:
-        self.sums = np.array(stored["sums"])
+        self.sums, self.records = np.array(stored["sums"]), int(stored.get("records", FEW))
 
 
 class LanguageMetrics(SummedMetrics):

@@ -45,6 +45,9 @@ class MetricSet(ABC):
         return {}
 
 
+FEW = 5  # records below which resamples of them tell nothing
+
+
 def percentile_interval(values: NDArray[np.float64]) -> tuple[float, float]:
     """The middle 95 % of bootstrap values, undefined ones left out."""
     values = values[np.isfinite(values)]

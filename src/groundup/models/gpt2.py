@@ -11,22 +11,11 @@ from groundup.core.registry import MODELS, Card
 from groundup.models.language import AttentionPath, Cache, LanguageModel, Seen, attend, attend_cached, positions_of, seen
 
 
-class Conv1D(nn.Module):
-    """A linear layer whose matrix is stored as [in, out], as GPT-2's files have it."""
-
-    def __init__(self, width_in: int, width_out: int) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.empty(width_in, width_out)), nn.Parameter(torch.zeros(width_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.t(), self.bias)
-
-
 class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.c_attn, self.c_proj = Conv1D(width, 3 * width), Conv1D(width, width)
+        self.c_attn, self.c_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor, may: Seen, path: AttentionPath, cache: Cache | None, layer: int) -> Tensor:
         b, t, width = x.shape
@@ -38,7 +27,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.c_fc, self.c_proj = Conv1D(width, hidden), Conv1D(hidden, width)
+        self.c_fc, self.c_proj = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))  # type: ignore[no-any-return]
@@ -67,6 +56,7 @@ class Block(nn.Module):
 )
 class GPT2(LanguageModel):
     separates = True
+    fan_in_fan_out = True  # transformers keeps its matrices the other way round, and PEFT's files say so
 
     def __init__(
         self,
@@ -101,6 +91,8 @@ class GPT2(LanguageModel):
             }
         )
         for name, p in self.named_parameters():
+            if name.endswith(".bias"):
+                nn.init.zeros_(p)
             if p.ndim == 2:  # outputs into the residual stream smaller by the square root of their number (Radford et al., 2.3)
                 nn.init.normal_(p, std=0.02 * ((2 * layers) ** -0.5 if name.endswith("c_proj.weight") else 1.0))
 
@@ -109,7 +101,9 @@ class GPT2(LanguageModel):
         return self.transformer["wte"].weight  # type: ignore[return-value]
 
     def features(self, x: Tensor, documents: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        end = x.shape[1] + (0 if cache is None else int(cache.lengths.max()))
+        at = torch.arange(x.shape[1], device=x.device)
+        positions = cache.lengths[:, None] + at if cache is not None else at if documents is None else positions_of(documents)
+        end = x.shape[1] + (0 if cache is None else int(cache.lengths.max())) if documents is None else int(positions.max()) + 1
         if end > self.context:
             raise ModelError(
                 "{n} tokens; this model has positions for {context}",
@@ -119,8 +113,6 @@ class GPT2(LanguageModel):
                 fix="a shorter prompt, or fewer new tokens",
                 fix_zh="缩短提示，或减少生成的词元数",
             )
-        at = torch.arange(x.shape[1], device=x.device)
-        positions = cache.lengths[:, None] + at if cache is not None else at if documents is None else positions_of(documents)
         h = self.drop(self.transformer["wte"](x) + self.transformer["wpe"](positions))
         spans = self.attends_itself(self.head_dim)
         may = seen(documents, x.shape[1], None, x.device, spans) if cache is None else None
@@ -149,5 +141,5 @@ class GPT2(LanguageModel):
 
     def flops_per_token(self, length: int) -> float:
         """As `Decoder.flops_per_token`."""
-        met = sum(m.weight.numel() for m in self.modules() if isinstance(m, Conv1D)) + self.output_weight.numel()
+        met = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear)) + self.output_weight.numel()
         return 6.0 * met + 6.0 * len(self.transformer["h"]) * self.width * length  # type: ignore[arg-type]

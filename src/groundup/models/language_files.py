@@ -289,6 +289,7 @@ def read_weights(model: nn.Module, path: Path, family: str) -> None:
                         continue  # a tied head that was written all the same; masks and frequencies that old versions stored
                     raise ModelError("{file}: unknown tensor '{name}'", "{file}：未知的张量 '{name}'", file=file.name, name=theirs)
                 value = stored.get_tensor(theirs)
+                value = value.t() if _turned(name, family) else value
                 if value.shape != own[name].shape:
                     raise ModelError(
                         "{file}: '{name}' has shape {found}; config.json says {expected}",
@@ -315,8 +316,20 @@ def ours(name: str, family: str) -> str:
     return name
 
 
+def read_back(weights: dict[str, Tensor], family: str) -> dict[str, Tensor]:
+    """The inverse of `theirs`."""
+    return {ours(name, family): value.t() if _turned(name, family) else value for name, value in weights.items()}
+
+
+def _turned(name: str, family: str) -> bool:
+    """Whether transformers keeps this matrix as [inputs, outputs]."""
+    return family == "gpt2" and name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
+
+
 def theirs(weights: dict[str, Tensor], family: str) -> dict[str, Tensor]:
-    """Our tensors under transformers' names."""
+    """Our tensors under transformers' names, and the way round that it has them."""
+    if family == "gpt2":
+        return {name: value.t().contiguous() if _turned(name, family) else value for name, value in weights.items()}
     if family != "mixtral":
         return weights
 

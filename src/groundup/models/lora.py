@@ -308,7 +308,7 @@ def adapter_config(model: nn.Module, base: str) -> dict[str, Any]:
         "use_dora": first.lora_magnitude_vector is not None,
         "target_modules": sorted(name.removeprefix(inner(model)) for name in layers),
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": bool(getattr(model, "fan_in_fan_out", False)),
         "inference_mode": True,
     }
 
