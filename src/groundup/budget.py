@@ -73,7 +73,7 @@ def choose(recipe: Recipe, budget: str) -> Choice:
         if best is None or distance < best[0]:
             best = (distance, size, tokens, seconds * SPENT_ON_TRAINING * speed / model.flops_per_token(task.context))
     assert best is not None
-    _, size, tokens, affordable = best
+    distance, size, tokens, affordable = best
     # Batches grow with the square root of the tokens: 2048 of them per step at a million, and never under 1024, where the optimizer's share grows.
     batch = min(512, max(1, round(max(1024, 2048 * (tokens / 1e6) ** 0.5) / task.context)))
     limited = affordable > 1.05 * tokens
@@ -82,6 +82,9 @@ def choose(recipe: Recipe, budget: str) -> Choice:
     if limited:
         why += f" (more would go over the text of {text:,} bytes more than {ROUNDS} times)"
         why_zh += f"（再多就会把 {text:,} 字节的文本重复 {ROUNDS} 遍以上）"
+    if distance > 10 and tokens < there:
+        why += ", far too few for it: expect little"
+        why_zh += "，远远不够：不要期望太高"
     overrides = {"model.size": size, "train.tokens": int(tokens), "train.batch_size": batch, "optim.lr": "auto"}
     overrides |= {f"model.{k}": None for k in ("layers", "width", "heads", "kv_heads", "hidden") if k in recipe.model.arguments}
     return Choice(

@@ -348,11 +348,11 @@ def tune(
         str,
         typer.Option(
             "--method",
-            metavar="full|lora|freeze|head|head-first|gradual|peft",
+            metavar="full|lora|qlora|freeze|head|head-first|gradual|peft",
             help=_help(
-                "What is trained: everything, low-rank adapters, the last layer groups, the head, the head first and then all, one group after the other, or any "
+                "What is trained: everything, low-rank adapters (qlora: on a base in few bits), the last layer groups, the head, the head first and then all, one group after the other, or any "
                 "method of PEFT.",
-                "训练哪些部分：全部、低秩适配器、后面的层组、仅输出层、先输出层后全部、逐组解冻，或 PEFT 的任意方法。",
+                "训练哪些部分：全部、低秩适配器（qlora：基座用低比特存储）、后面的层组、仅输出层、先输出层后全部、逐组解冻，或 PEFT 的任意方法。",
             ),
         ),
     ] = "full",
@@ -853,7 +853,7 @@ def generate(
     prompts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PROMPT]...", help=_help("What to go on from (none: the begin of a text).", "续写的开头（不给则从文本开头写起）。")
+            metavar="[PROMPT]...", help=_help("What to go on from (none or -: standard input; nothing there: the begin of a text).", "续写的开头（不给或 -：读取标准输入；没有内容则从文本开头写起）。")
         ),
     ] = None,
     max_tokens: MaxTokens = 200,
@@ -886,7 +886,11 @@ def generate(
             stop or (),
             precision=precision,  # type: ignore[arg-type]
         )
-        talking.generate(model, prompts or [""], how, as_json=json, trust_code=trust_code)
+        given = prompts or ["-"]
+        if "-" in given:  # standard input, where something stands in it
+            piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read().removesuffix("\n")
+            given = [piped if p == "-" else p for p in given]
+        talking.generate(model, given, how, as_json=json, trust_code=trust_code)
 
     return Call(run, lambda nothing: None, False)  # the text is shown as it comes
 

@@ -162,7 +162,7 @@ def train(
         trained = time.monotonic()
         with StopRequest() as stop:  # before and after the loop nothing is lost by leaving at once
             loop.train(job.state, job.batches, job.task, job.plan, job.keeper, job.validation, watchers, stop)
-        seconds = {"train": time.monotonic() - trained}
+        seconds = {"train": time.monotonic() - trained - job.keeper.evaluating, "evaluate": job.keeper.evaluating}
         _close(watchers)
         return _finish(job, begin, seconds)
     except GroundupError as error:
@@ -250,7 +250,7 @@ def plan(
             n=gpus * nodes,
             fix="--device h100",
         )
-    overrides = dict(overrides or {})
+    method, overrides = _named(method, overrides, bits=4 if on.gpu else None)
     shape = isinstance(target, (str, Path)) and not _is_recipe(str(target)) and shapes.is_shape(str(target))
 
     def subject(changes: Overrides) -> forecast.Subject:
@@ -333,7 +333,7 @@ def _tell_plan(job: Job) -> None:
         console.line(
             say(
                 "plan: memory {need} of {here}: {owners}",
-                "规划：内存 {here} 中的 {need}：{owners}",
+                "规划：需要内存 {need}（可用 {here}）：{owners}",
                 need=size(need),
                 here=size(here),
                 owners=owners,
@@ -481,7 +481,7 @@ def _finish(job: Job, begin: float, seconds: dict[str, float]) -> Run:
     assert scores is not None
     found = summary(scores) | _by_record(job.task, job.prepared, job.prepared.splits[name], records, encoded, run.path / "plots")
     before_after = compare(job, encoded, found, name, scores)
-    seconds["evaluate"] = time.monotonic() - evaluated
+    seconds["evaluate"] += time.monotonic() - evaluated
     result = {
         "run": str(run.path),
         "model": str(run.model),
@@ -623,6 +623,13 @@ def _model_bytes(model: nn.Module) -> int:
 
 
 # -- tune ----------------------------------------------------------------------------------------------------------------------
+def _named(method: str, overrides: Overrides | None, bits: int | None = None) -> tuple[str, dict[str, Any]]:
+    """The method and settings that a name stands for: qlora is lora on a base in few bits (4 on GPUs; 8 on CPUs, where 4 are slow)."""
+    if method != "qlora":
+        return method, dict(overrides or {})
+    return "lora", {"method.bits": bits or (4 if torch.cuda.is_available() else 8), **(overrides or {})}
+
+
 def tuning_recipe(
     model: str | Path | Run,
     data: str,
@@ -639,6 +646,7 @@ def tuning_recipe(
         keep_classes: the base's classes stay, the new data's are added.
         rehearse: so many records of the base's own data are mixed in, against forgetting.
     """
+    method, overrides = _named(method, overrides)
     base = modelfolder.load(model, trust_code=trust_code)
     METHODS.get(method)  # an unknown method is an error before anything is read
 

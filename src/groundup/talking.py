@@ -12,35 +12,39 @@ from groundup import pipeline
 from groundup.core import console
 from groundup.core.errors import ModelError
 from groundup.core.messages import say
-from groundup.models.generation import Sampling, check_prompts, write
+from groundup.models.generation import Sampling, TextStream, check_prompts, write
 
 
 def generate(model: str, prompts: Sequence[str], how: Sampling, *, as_json: bool = False, trust_code: bool = False) -> None:
     """Continues each prompt on standard output. With one prompt the text appears as it comes; several are written one after the other.
 
-    JSON lines: {"prompt": number, "text": piece}, at the end {"done", "tokens", "seconds", "tokens_per_s"}.
+    JSON lines: {"prompt": number, "text": piece}, at the end {"done", "tokens", "seconds", "tokens_per_s", "context_full": numbers of
+    the prompts whose text ended because the context was full}.
     """
     loaded, tokenizer = pipeline.language_model(model, trust_code=trust_code)
     rows = [tokenizer.encode_prompt(p) for p in prompts]
     check_prompts(loaded.model, rows)  # type: ignore[arg-type]
     how.stop_tokens = [*how.stop_tokens, *tokenizer.turn_ends()]
-    begin, texts = time.perf_counter(), [""] * len(rows)
+    begin, texts, streams = time.perf_counter(), [""] * len(rows), list[TextStream]()
     if not as_json and len(rows) == 1:
         _show(prompts[0])
-    for i, piece in write(loaded.model, tokenizer, rows, how):  # type: ignore[arg-type]
+    for i, piece in write(loaded.model, tokenizer, rows, how, streams):  # type: ignore[arg-type]
         texts[i] += piece
         if as_json:
             _line({"prompt": i, "text": piece})
         elif len(rows) == 1:
             _show(piece)
-    seconds, tokens = time.perf_counter() - begin, sum(len(tokenizer.encode(t)) for t in texts)
+    seconds, tokens = time.perf_counter() - begin, sum(len(s.ids) for s in streams)
+    full = [i for i, s in enumerate(streams) if len(s.ids) < how.max_tokens and len(rows[i]) + len(s.ids) >= loaded.task.input_shape[0]]
     if as_json:
-        _line({"done": True, "tokens": tokens, "seconds": round(seconds, 3), "tokens_per_s": round(tokens / seconds, 1)})
+        _line({"done": True, "tokens": tokens, "seconds": round(seconds, 3), "tokens_per_s": round(tokens / seconds, 1), "context_full": full})
         return
     if len(rows) == 1:
         _show("\n")
     for prompt, text in zip(prompts, texts) if len(rows) > 1 else ():
         _show(f"{prompt}{text}\n\n")
+    if full:
+        console.line(say("the context of {n} tokens is full", "{n} 个词元的上下文已用满", n=loaded.task.input_shape[0]), style="yellow")
     if sys.stderr.isatty():
         sys.stderr.write(say("{n} tokens, {speed:.0f} per second\n", "{n} 个词元，每秒 {speed:.0f} 个\n", n=tokens, speed=tokens / seconds))
 

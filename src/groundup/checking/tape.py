@@ -7,6 +7,7 @@ kernels below them, and it needs nothing of the program that it looks at.
 from __future__ import annotations
 
 import sys
+import sysconfig
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 HERE = str(Path(__file__).parent)
 TORCH = str(Path(torch.__file__).parent)
+LIBRARY = sysconfig.get_paths()["stdlib"]  # Python's own
 # Operations that hand values on as they are, in another shape or type.
 VIEWS = frozenset(
     [
@@ -315,7 +317,7 @@ def _caller() -> tuple[str, int, str]:
     frame = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename
-        if not file.startswith(TORCH) and not file.startswith(HERE):
+        if not file.startswith((TORCH, HERE)) and not (file.startswith(LIBRARY) and "-packages" not in file):
             return file, frame.f_lineno, frame.f_code.co_name
         if frame.f_back is None:
             break

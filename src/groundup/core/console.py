@@ -88,6 +88,9 @@ def progress() -> Iterator[Callable[[str, float], None]]:
         bar.close()
 
 
+_bars: list[Any] = []  # what is shown on the terminal
+
+
 class Progress:
     """A line that is rewritten on a terminal; elsewhere a plain line at most every ten seconds, and lines for what matters."""
 
@@ -100,8 +103,11 @@ class Progress:
             from rich.progress import Progress as Bar
             from rich.progress import TextColumn
 
-            self._bar = Bar(TextColumn("{task.description}"), console=out(), transient=True)
-            self._bar.start()
+            self._inside = _bars[-1] if _bars else None  # a second line of the one that is shown
+            self._bar = self._inside or Bar(TextColumn("{task.description}"), console=out(), transient=True)
+            if self._inside is None:
+                self._bar.start()
+                _bars.append(self._bar)
             self._task = self._bar.add_task(title, total=total, completed=completed)
 
     def update(self, completed: int, text: str) -> None:
@@ -119,5 +125,9 @@ class Progress:
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            if self._inside is not None:
+                self._bar.remove_task(self._task)
+            else:
+                self._bar.stop()
+                _bars.remove(self._bar)
             self._bar = None

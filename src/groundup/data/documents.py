@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import glob
+import gzip
 import hashlib
 import itertools
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -361,7 +363,7 @@ def is_text(spec: str, config: Data) -> bool:
         if any(_pictures(archive.names) for archive in archives.values()):
             return False
         # A code file or prose with a telling name settles it; else some of the files are looked into.
-        return bool(items) and any(_looks_like_text(i, config) for i in items[:: max(1, len(items) // 8)])
+        return bool(items) and any(_looks(i, config) for i in items[:: max(1, len(items) // 8)])
     except (GroundupError, OSError):
         return False
 
@@ -401,6 +403,13 @@ def _hub_is_text(spec: str, config: Data) -> bool:
         return False
     lower = {str(f).lower() for f in features}
     return not any(isinstance(f, datasets.Image) for f in features.values()) and any(c in lower for c in TEXT_COLUMNS)
+
+
+def _looks(item: Item, config: Data) -> bool:
+    try:
+        return _looks_like_text(item, config)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return True  # cut off or damaged: said by who reads it
 
 
 def _looks_like_text(item: Item, config: Data) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from groundup.core import console
+from groundup.core.messages import say
 from groundup.data.streaming import StreamedImages
 from groundup.evaluation.records import Records, judge
 from groundup.metrics import MetricSet
@@ -59,10 +62,16 @@ def evaluate(
     """
     metrics = task.metrics_of(encoded)
     metrics.resampling = intervals
-    with evaluating(model):
-        for batch in in_order(task, encoded, batch_size or task.evaluated_at_once(encoded, device), device):
+    size, begin, bar = batch_size or task.evaluated_at_once(encoded, device), time.monotonic(), None
+    with evaluating(model), contextlib.ExitStack() as stack:
+        for k, batch in enumerate(in_order(task, encoded, size, device)):
             if stop():
                 return None
+            if bar is None and time.monotonic() - begin > 2:
+                bar = console.Progress(say("evaluating", "正在评估"), len(encoded))
+                stack.callback(bar.close)
+            if bar is not None:
+                bar.update(k * size, "")
             outputs = task.score(model, batch, metrics)
             if records is not None and (judged := judge(task, outputs, batch)) is not None:
                 records.add(judged)

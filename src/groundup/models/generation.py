@@ -412,9 +412,16 @@ class TextStream:
         return piece
 
 
-def write(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], how: Sampling) -> Iterator[tuple[int, str]]:
-    """Pieces of text as (prompt's number, text), as they come."""
-    texts = [TextStream(tokenizer, how.stop) for _ in prompts]
+def write(
+    model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], how: Sampling, texts: list[TextStream] | None = None
+) -> Iterator[tuple[int, str]]:
+    """Pieces of text as (prompt's number, text), as they come.
+
+    Args:
+        texts: an empty list that gets the streams of the prompts, to see what became of them.
+    """
+    texts = [] if texts is None else texts
+    texts += [TextStream(tokenizer, how.stop) for _ in prompts]
     source: Any = stream(model, prompts, how)
     ended: set[int] = set()
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,14 @@ class TokenBatch(Batch):
     """Tokens and targets, int64 [B, T]; `documents` [B, T] numbers the documents of a row, None where each row holds one."""
 
     documents: Tensor | None = None
+
+
+def _told(texts: Iterable[str], count: int, told: Callable[[str, float], None]) -> Iterator[str]:
+    """The texts, with word of how many of them have been read."""
+    for k, text in enumerate(texts):
+        if k % 64 == 0:
+            told(say("training a tokenizer on the text", "正在用这些文本训练分词器"), k / count)
+        yield text
 
 
 @dataclass
@@ -168,7 +176,8 @@ class LanguageModeling(Task):
     def _bpe(self, corpus: Any, train: NDArray[np.int64], wanted: int) -> Tokenizer:
         while True:
             try:
-                return train_bpe(corpus.texts(train), wanted, exact=self.vocabulary != "auto" or wanted > 512)
+                with console.progress() as told:
+                    return train_bpe(_told(corpus.texts(train), len(train), told), wanted, exact=self.vocabulary != "auto" or wanted > 512)
             except DataError:
                 if self.vocabulary != "auto" or wanted <= 512:
                     raise

@@ -128,7 +128,8 @@ class Watcher(Protocol):
 class Keeper:
     """Writes checkpoints when they are due, and survives a disk that is full.
 
-    `best_weights` holds the best weights in memory where their checkpoint could not be written; `scores` are those of the last evaluation and its step.
+    `best_weights` holds the best weights in memory where their checkpoint could not be written; `scores` are those of the last evaluation and its step, `evaluating` the seconds
+    that all of them took.
     """
 
     checkpoints: Checkpoints
@@ -139,6 +140,7 @@ class Keeper:
     failure: str | None = None
     best_weights: dict[str, Tensor] | None = None
     scores: tuple[int, MetricSet] | None = None
+    evaluating: float = 0.0  # seconds
     _time: float = field(default_factory=time.monotonic)
 
     def due(self, state: TrainState, done: bool, improved: bool) -> bool:
@@ -207,7 +209,9 @@ def train(
         last = state.step >= state.total
         improved = False
         if validation is not None and plan.evaluates(state.step, state.total) and state.evaluated_at != state.step and not stop():
+            began = time.monotonic()
             metrics = _evaluate(state, task, plan, validation, stop, watchers)
+            keeper.evaluating += time.monotonic() - began
             if metrics is not None:
                 keeper.scores = (state.step, metrics)
                 improved = _judge(state, plan, metrics, watchers)

@@ -127,7 +127,7 @@ class Console(Base):
     def _speed(row: dict[str, Any]) -> str:
         if "tokens_per_s" not in row:
             return f"{row['samples_per_s']:,.0f}/s"
-        return f"{row['tokens_per_s']:,.0f} tok/s" + (f"  MFU {row['mfu']:.0%}" if "mfu" in row else "")
+        return f"{row['tokens_per_s']:,.0f} tok/s" + (f"  MFU {row['mfu']:.0%}" if row.get("mfu", 2) <= 1 else "")
 
     def end(self) -> None:
         if hasattr(self, "progress"):
