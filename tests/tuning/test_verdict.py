@@ -1,0 +1,48 @@
+"""What is said of a tuning: as much as the records show, and what became worse too."""
+
+import math
+
+import numpy as np
+import pytest
+
+from groundup import before_after, pipeline
+from groundup.data import conversations
+from groundup.evaluation.answers import beside
+
+
+def row(metric, difference, interval, higher=False):
+    return {
+        "what": "new data", "what_zh": "新数据", "metric": metric, "difference": difference, "difference_interval": interval, "higher_is_better": higher,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([row("loss", -0.5, [-0.6, -0.4])], "better on the new data by 0.5 ± 0.1 (loss)"),
+        ([row("loss", -0.3, [-1.8, -0.16])], "better on the new data by 0.3 (95 % 0.16 .. 1.8) (loss)"),
+        ([row("loss", -0.5, [-0.6, -0.4]), row("chrf", -0.08, [-0.14, -0.02], True)], "but worse by 0.08 ± 0.06 (chrf)"),
+        ([row("loss", 0.1, [-0.1, 0.3])], "no clear change on the new data"),
+        ([row("loss", -1.3, [math.nan, math.nan])], "cannot tell on the new data: too few records"),
+    ],
+)
+def test_the_verdict_says_what_the_intervals_say(rows, said):
+    assert said in before_after.verdict(rows)["en"]
+
+
+def test_few_records_have_no_interval():
+    values = np.linspace(1, 2, 101)
+    assert math.isnan(beside(values, values + 1, 4)["difference_interval"][0])
+    assert beside(values, values + 1, 5)["difference_interval"] == pytest.approx([1, 1])
+
+
+def test_qlora_is_lora_on_a_base_in_few_bits():
+    assert pipeline._named("qlora", {"method.rank": 4}, 4) == ("lora", {"method.bits": 4, "method.rank": 4})
+    assert pipeline._named("qlora", {"method.bits": 8}, 4) == ("lora", {"method.bits": 8})
+    assert pipeline._named("full", None) == ("full", {})
+
+
+def test_a_bare_list_of_turns_is_a_conversation():
+    assert conversations.turns_key([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]) == "messages"
+    assert conversations.turns_key([{"from": "human", "value": "a"}]) == "conversations"
+    assert conversations.turns_key([{"text": "a"}]) is None and conversations.turns_key([1]) is None
