@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from groundup.models import fused, language, library
+from groundup.models.decoder import Decoder
 from groundup.tasks.token_loss import token_loss
 
 from languages import FORMS, small  # isort: skip
@@ -31,7 +32,7 @@ def both_ways(ours, theirs, *inputs):
         sum((y * torch.linspace(-1, 2, y.numel()).view(y.shape)).sum() for y in outs).backward()
         found.append([*outs, *(x.grad for x in own)])
     for a, b in zip(*found):
-        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5 * max(1.0, float(b.detach().abs().max())))
 
 
 SHAPES = [(1, 1, 1), (2, 3, 5), (1, 7, 16), (3, 50, 33), (2, 300, 64)]
@@ -162,3 +163,88 @@ def test_a_forecast_only_counts_them():
     assert told == [(3 * 8 * 4, 0.0)]
     with fused.forecast(False):
         assert not fused.takes(torch.randn(2))
+
+
+LAYERS = [  # batch, length, width, heads, kv_heads, hidden, norms of queries and keys, length of documents, window
+    (2, 50, 128, 4, 4, 352, False, None, None),
+    (3, 70, 128, 4, 2, 96, True, 9, None),
+    (1, 33, 64, 2, 1, 64, True, None, 7),
+    (1, 1, 32, 1, 1, 32, False, None, None),
+    (2, 200, 256, 4, 2, 704, True, 33, 20),
+]
+
+
+def layer_of(width, heads, kv_heads, hidden, qk_norm):
+    made = Decoder((8,), 16, layers=1, width=width, heads=heads, kv_heads=kv_heads, hidden=hidden, qk_norm=qk_norm)
+    for p in made.parameters():
+        torch.nn.init.normal_(p, std=p.shape[-1] ** -0.5) if p.ndim == 2 else torch.nn.init.normal_(p, mean=1, std=0.2)
+    return made, made.model.layers[0]
+
+
+@pytest.mark.parametrize("shape", LAYERS)
+def test_layer(shape, monkeypatch):
+    b, t, width, heads, kv_heads, hidden, qk_norm, document, window = shape
+    model, layer = layer_of(width, heads, kv_heads, hidden, qk_norm)
+    documents = None if document is None else torch.arange(t).expand(b, t) // document
+    positions = torch.arange(t)[None] if documents is None else language.positions_of(documents)
+    angles = positions[:, None, :, None].float() * model.frequency
+    spans = language.Spans.of(documents, t, window, torch.device("cpu"))
+    run = []
+    monkeypatch.setattr(fused, "_run_layer", lambda name, *rest, run_layer=fused._run_layer: (run.append(name), run_layer(name, *rest)))
+
+    def whole(x, *weights):
+        return torch.func.functional_call(layer, dict(zip(names, weights)), (x, angles.cos(), angles.sin(), spans, "sdpa", None, 0))
+
+    names, weights = zip(*layer.named_parameters())
+
+    def parts(x, *weights):
+        layer.mlp.register_forward_hook(lambda *_: seen.append(1))  # whoever watches a part is told
+        return whole(x, *weights)
+
+    seen = []
+    both_ways(whole, parts, torch.randn(b, t, width), *weights)
+    assert run == ["layer", "layer_back"] and seen == [1]
+
+
+def test_layer_with_frozen_matrices():
+    model, layer = layer_of(64, 2, 2, 96, False)
+    x = torch.randn(2, 8, 64)
+    model.requires_grad_(False)
+    layer.mlp.up_proj.weight.requires_grad_(True)
+    angles = torch.arange(8)[None, None, :, None].float() * model.frequency
+    layer(x, angles.cos(), angles.sin(), language.Spans.of(None, 8, None, x.device), "sdpa", None, 0).sum().backward()
+    assert {n for n, p in layer.named_parameters() if p.grad is not None} == {"mlp.up_proj.weight"}
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_layer_with_any_number_of_threads(threads):
+    model, _ = layer_of(128, 4, 2, 160, True)
+    tokens, found = torch.randint(16, (5, 60)), []
+    before = torch.get_num_threads()
+    for count in (2, threads):
+        torch.set_num_threads(count)
+        try:
+            model.zero_grad()
+            hidden = model.features(tokens)
+            hidden.square().sum().backward()
+        finally:
+            torch.set_num_threads(before)
+        found.append([hidden.detach(), *(p.grad for p in model.parameters())])
+    assert torch.equal(found[0][0], found[1][0])  # sums over tokens are cut by threads, rows are not
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-4)
+
+
+@pytest.mark.parametrize("most", [None, 1e-3, 1.0, 1e6])
+def test_adjusted_gradients(most):
+    grads = [torch.randn(n) for n in (1, 7, 2048, 2049, 70000)]
+    wanted = [g.clone() * 0.25 for g in grads]
+    norm = torch.nn.utils.get_total_norm(wanted)
+    if most is not None:
+        parameters = [torch.nn.Parameter(torch.zeros_like(g)) for g in wanted]
+        for p, g in zip(parameters, wanted):
+            p.grad = g
+        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    torch.testing.assert_close(fused.adjust_(grads, 0.25, most), norm)
+    torch.testing.assert_close(grads, wanted)
+    assert not math.isfinite(fused.adjust_([torch.tensor([1.0, math.nan])], 1.0, most))

@@ -20,6 +20,7 @@ from groundup.models.language import (
     LanguageModel,
     RMSNorm,
     Seen,
+    Spans,
     attend,
     attend_cached,
     positions_of,
@@ -134,8 +135,24 @@ class Layer(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, may: Seen, path: AttentionPath, cache: Cache | None, layer: int
     ) -> Tensor:
+        if isinstance(may, Spans) and (weights := self._bare_weights()) and fused.layer_takes(x, weights, self.self_attn.head_dim):
+            return fused.layer(x, cos, sin, may.first, self.self_attn.q_proj.out_features // self.self_attn.head_dim, self.input_layernorm.eps, weights)
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, may, path, cache, layer)
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+
+
+    def _bare_weights(self) -> fused.LayerWeights | None:
+        """Its weights, where all of it is plain matrices without biases or experts, and nobody watches a part."""
+        a, m = self.self_attn, self.mlp
+        if not isinstance(m, MLP):
+            return None
+        linear = (a.q_proj, a.k_proj, a.v_proj, a.o_proj, m.gate_proj, m.up_proj, m.down_proj)
+        norms = (self.input_layernorm, self.post_attention_layernorm, a.q_norm, a.k_norm)
+        if any(type(x) is not nn.Linear or x.bias is not None for x in linear) or any(lora.watched(x) for x in (a, m, *linear, *norms) if x is not None):
+            return None
+        q, k, v, o, gate, up, down = (x.weight for x in linear)
+        norm, second, q_norm, k_norm = (None if x is None else x.weight for x in norms)
+        return norm, q, k, v, q_norm, k_norm, o, second, gate, up, down
 
 
 class Body(nn.Module):

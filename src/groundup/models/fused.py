@@ -7,7 +7,8 @@ Where `takes` says no (another device, another precision, no compiler), the call
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from groundup.models import library
 
-BLOCK = 64  # rows that are summed together, as in train.c
+BLOCK, PIECE = 64, 2048  # rows and numbers that are summed together, as in train.c
 
 # A forecast watches trainings of tensors without numbers: it is told of the bytes that a kernel
 # would read and write and of its operations, and whether there would be kernels.
@@ -164,26 +165,9 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q, k, v, first, y, log_sums = ctx.saved_tensors
-        made = [torch.empty_like(q) for _ in range(3)]
-        _call(
-            "attend_back",
-            *ctx.sizes,
-            q,
-            k,
-            v,
-            first,
-            len(first),
-            ctx.scale,
-            y,
-            grad.contiguous(),
-            log_sums,
-            *made,
-            _scratch(q),
-            operations=5 * _product(q, first),
-        )
-        for i, x in ((1, k), (2, v)):
-            if x.shape != q.shape:  # the heads of a group share keys and values
-                made[i] = made[i].unflatten(1, (x.shape[1], -1)).sum(2)
+        made = [torch.empty_like(x) for x in (q, k, v)]
+        rest = (ctx.scale, y, grad.contiguous(), log_sums, *made, _scratch(q))
+        _call("attend_back", *ctx.sizes, q, k, v, first, len(first), *rest, operations=5 * _product(q, first))
         return *made, None, None
 
 
@@ -225,3 +209,97 @@ def cross_entropy_(logits: Tensor, targets: Tensor, z_loss: float, *, back: bool
     loss = logits.new_empty(len(logits))
     _call("cross_entropy", *logits.shape, logits, targets.contiguous(), z_loss, loss, back)
     return loss
+
+
+# -- a layer of the decoder ------------------------------------------------------------------------------------------------------
+LayerWeights = tuple[Tensor | None, ...]
+WEIGHTS = ("norm", "q", "k", "v", "q_norm", "k_norm", "o", "second_norm", "gate", "up", "down")
+
+
+class _Facts(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("b", "t", "width", "heads", "kv", "d", "hidden", "firsts", "angles")),
+        ("eps", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("first", "cos", "sin", *WEIGHTS)),
+    ]
+
+
+class _Gradients(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("x", *WEIGHTS)]
+
+
+def _pointers(tensors: Sequence[Tensor | None]) -> list[int | None]:
+    return [None if t is None or _forecast else t.data_ptr() for t in tensors]
+
+
+class _Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, first: Tensor, heads: int, eps: float, *weights: Tensor | None) -> Tensor:
+        x = x.contiguous()
+        b, t, width = x.shape
+        _, q, k, *_, gate, _, _ = (0 if w is None else len(w) for w in weights)
+        ctx.facts = (b, t, width, heads, k * heads // q, q // heads, gate, len(first), len(cos), eps)
+        made_from = [first, cos, sin, *weights]
+        facts = _Facts(*ctx.facts, *(1 if w is not None else None for w in made_from) if _forecast else _pointers(made_from))
+        kept, y = x.new_empty(library.loaded("train").groundup_layer_kept(ctypes.addressof(facts))), torch.empty_like(x)
+        _run_layer("layer", facts, made_from, x, kept, y)
+        ctx.save_for_backward(x, kept, *made_from)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, kept, *made_from = ctx.saved_tensors
+        made = [None if w is None or not need else torch.empty_like(w) for w, need in zip(made_from[3:], ctx.needs_input_grad[6:])]
+        for_x, facts = torch.empty_like(x), _Facts(*ctx.facts, *_pointers(made_from))
+        _run_layer("layer_back", facts, made_from, x, kept, grad.contiguous(), _Gradients(*_pointers([for_x, *made])))
+        return for_x, None, None, None, None, None, *made
+
+
+def _run_layer(name: str, facts: _Facts, made_from: Sequence[Tensor | None], *arguments: Any) -> None:
+    back = name == "layer_back"
+    needed = library.loaded("train").groundup_layer_scratch(ctypes.addressof(facts), back, torch.get_num_threads())
+    operations = 0.0
+    if _forecast:  # two operations for each weight and token; back twice as many, and attention
+        tokens, weights = facts.b * facts.t, sum(w.numel() for w in made_from[3:] if w is not None and w.ndim == 2)
+        assert made_from[0] is not None
+        q = arguments[0].new_empty(facts.b, facts.heads, facts.t, facts.d)
+        operations = 2.0 * (1 + back) * tokens * weights + (5 if back else 2) * _product(q, made_from[0])
+    at = [ctypes.addressof(a) if isinstance(a, ctypes.Structure) else a for a in (facts, *arguments)]
+    _call(name, *at, arguments[0].new_empty(needed), operations=operations)
+
+
+NARROW = 192  # what a thread needs of wider layers falls out of its cache, and the products of torch's library are quicker
+
+
+def layer_takes(x: Tensor, weights: LayerWeights, head_dim: int) -> bool:
+    """Whether `layer` can work on these, and is quicker than its parts."""
+    there = [w for w in weights if w is not None]
+    return x.shape[-1] <= NARROW and head_dim % WIDTH == 0 and all(n % WIDTH == 0 for w in there for n in w.shape) and takes(x, *there)
+
+
+def layer(x: Tensor, cos: Tensor, sin: Tensor, first: Tensor, heads: int, eps: float, weights: LayerWeights) -> Tensor:
+    """x + attention(norm(x)), then x + mlp(norm(x)), on x [B, T, width]; cos, sin: [1 or B, 1, T, head_dim / 2]; first: see `attend`.
+
+    Args:
+        weights: as WEIGHTS; q_norm and k_norm are None where queries and keys have no norms.
+    """
+    return _Layer.apply(x, cos.contiguous(), sin.contiguous(), first.contiguous(), heads, eps, *weights)  # type: ignore[no-any-return]
+
+
+# -- gradients of a whole model --------------------------------------------------------------------------------------------------
+def adjust_(gradients: Sequence[Tensor], factor: float, most: float | None) -> Tensor:
+    """Gradients times `factor`, and shortened to the norm `most` where they are longer, in place; their norm before that.
+
+    As torch's get_total_norm and clip_grads_with_norm_ do it, in two passes in all.
+    """
+    sizes = [g.numel() for g in gradients]
+    arrays = (ctypes.c_void_p * len(sizes))(*(g.data_ptr() for g in gradients))
+    counts, square = (ctypes.c_int64 * len(sizes))(*sizes), ctypes.c_double()
+    parts = torch.empty(sum(-(-n // PIECE) for n in sizes), dtype=torch.float64)
+    at = (ctypes.addressof(arrays), ctypes.addressof(counts))
+    _call("squares", len(sizes), *at, parts, ctypes.addressof(square))
+    norm = abs(factor) * math.sqrt(square.value)
+    scale = factor if most is None or not norm > most - 1e-6 else factor * most / (norm + 1e-6)
+    if scale != 1.0:
+        _call("scale", len(sizes), *at, scale)
+    return torch.tensor(norm)

@@ -40,6 +40,12 @@ FUNCTIONS: dict[str, dict[str, list[Any]]] = {
         "attend": [*[_number] * 5, *[_at] * 4, _number, _float, *[_at] * 3, _number],
         "attend_back": [*[_number] * 5, *[_at] * 4, _number, _float, *[_at] * 7, _number],
         "cross_entropy": [*[_number] * 2, *[_at] * 2, _float, _at, *[_number] * 2],
+        "squares": [_number, *[_at] * 4, _number],
+        "scale": [_number, *[_at] * 2, _float, _number],
+        "layer_kept": [_at],
+        "layer_scratch": [_at, *[_number] * 2],
+        "layer": [*[_at] * 5, _number],
+        "layer_back": [*[_at] * 6, _number],
     },
 }
 
@@ -111,7 +117,7 @@ def _load(name: str) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     for function, arguments in FUNCTIONS[name].items():
         found = getattr(library, f"groundup_{function}")
-        found.argtypes, found.restype = arguments, _number if function.endswith("scratch") else None
+        found.argtypes, found.restype = arguments, _number if function.endswith(("scratch", "kept")) else None
     return library
 
 

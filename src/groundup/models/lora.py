@@ -116,7 +116,7 @@ class LoRALinear(nn.Module):
         return (
             self.lora_magnitude_vector is None
             and not (self.dropout and self.training)
-            and all(type(m) is nn.Linear and is_plain(m) and m.weight.dtype == x.dtype and not _watched(m) for m in parts)
+            and all(type(m) is nn.Linear and is_plain(m) and m.weight.dtype == x.dtype and not watched(m) for m in parts)
             and not any(p.requires_grad for p in self.base_layer.parameters())
             and not torch.is_autocast_enabled(x.device.type)
             and not torch.compiler.is_compiling()
@@ -138,7 +138,8 @@ class LoRALinear(nn.Module):
         return self.base_layer(x) + (grow - 1) * plain + grow * added  # type: ignore[no-any-return]
 
 
-def _watched(module: nn.Module) -> bool:
+def watched(module: nn.Module) -> bool:
+    """Whether anybody asked to be told when this module runs."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
@@ -149,7 +150,7 @@ def _low_rank(x: Tensor, layers: Sequence[LoRALinear]) -> tuple[Tensor, ...]:
 
 def together(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
     """What each of these layers makes of the same x."""
-    bare = [m for m in layers if isinstance(m, LoRALinear) and m.scale == layers[0].scale and m.is_bare(x) and not _watched(m)]
+    bare = [m for m in layers if isinstance(m, LoRALinear) and m.scale == layers[0].scale and m.is_bare(x) and not watched(m)]
     return _low_rank(x, bare) if len(bare) == len(layers) else [m(x) for m in layers]
 
 

@@ -8,7 +8,7 @@
 float logf(float);
 int omp_get_thread_num(void);
 
-enum { BLOCK = 64 };  /* rows that are summed together */
+enum { BLOCK = 64 };   /* rows that a thread takes, and sums, at once */
 enum { PIECE = 2048 }; /* numbers of one unit of work where there are no rows */
 
 
@@ -132,10 +132,9 @@ void groundup_turn(int64_t b, int64_t heads, int64_t t, int64_t half, const floa
     }
 }
 
-INLINE float largest(Floats v) { /* a NaN goes on through its own number */
-    float most = v[0];
-    for (int l = 1; l < LANES; l++) most = v[l] > most ? v[l] : most;
-    return most;
+INLINE float largest(Floats v) {
+    UNROLL for (int by = LANES / 2; by; by /= 2) v = larger(v, crossed(v, by));
+    return v[0];
 }
 
 /* e^(x - most), 0 where that is nothing; NaN stays. */
@@ -222,74 +221,109 @@ void groundup_cross_entropy(int64_t n, int64_t v, float *logits, const int64_t *
     }
 }
 
-/* -- attention --------------------------------------------------------------------------------------------------------------- */
-/* Query i of a sequence sees the keys first[i] .. i, with first never falling. All probabilities of WIDTH queries stand at once, those of one head
-   are made by one thread: q, k, v and their gradients are [B, heads, t, d], y and its gradient [B, t, heads, d]; d is a multiple of WIDTH. */
-enum { WIDTH = 32, VECTORS = WIDTH / LANES }; /* keys of a panel, queries of a block */
-#if defined(__AVX512F__)
+/* -- matrix products ---------------------------------------------------------------------------------------------------------- */
+enum { PANEL = 2 * LANES, DEEP = 256 }; /* columns and most rows of a panel of the second factor, which stays in the nearest cache */
+#if defined(__AVX512F__) || defined(__aarch64__)
 enum { TALL = 8 };
-#elif defined(__AVX__) || defined(__aarch64__)
-enum { TALL = 2 };
 #else
-enum { TALL = 1 };
+enum { TALL = 4 };
 #endif
 
-/* c[rows][WIDTH] (+)= sum over k of a(row, k) * b[k][WIDTH]. */
+/* c[rows][PANEL] (+)= sum over k of a(row, k) * b[k][PANEL]; each number is summed in the order of k, whatever stands beside it. */
 INLINE void tile(const int rows, const float *a, int64_t a_row, int64_t a_step, const float *b, int64_t ldb, int64_t n, float *c, int64_t ldc, int add) {
-    Floats s[TALL * VECTORS];
+    Floats s[TALL], u[TALL];
     UNROLL for (int r = 0; r < rows; r++) {
-        UNROLL for (int j = 0; j < VECTORS; j++) s[r * VECTORS + j] = add ? load(c + r * ldc + j * LANES) : all(0);
+        s[r] = add ? load(c + r * ldc) : all(0);
+        u[r] = add ? load(c + r * ldc + LANES) : all(0);
     }
     for (int64_t k = 0; k < n; k++) {
-        Floats w[VECTORS];
-        UNROLL for (int j = 0; j < VECTORS; j++) w[j] = load(b + k * ldb + j * LANES);
+        Floats w = load(b + k * ldb), z = load(b + k * ldb + LANES);
         UNROLL for (int r = 0; r < rows; r++) {
-            UNROLL for (int j = 0; j < VECTORS; j++) s[r * VECTORS + j] += a[r * a_row + k * a_step] * w[j];
+            Floats x = all(a[r * a_row + k * a_step]);
+            s[r] += x * w;
+            u[r] += x * z;
         }
     }
     UNROLL for (int r = 0; r < rows; r++) {
-        UNROLL for (int j = 0; j < VECTORS; j++) store(c + r * ldc + j * LANES, s[r * VECTORS + j]);
+        store(c + r * ldc, s[r]);
+        store(c + r * ldc + LANES, u[r]);
     }
 }
 
 static void product(int64_t rows, const float *a, int64_t a_row, int64_t a_step, const float *b, int64_t ldb, int64_t n, float *c, int64_t ldc, int add) {
     int64_t r = 0;
-    for (; r + TALL <= rows; r += TALL) tile(TALL, a + r * a_row, a_row, a_step, b, ldb, n, c + r * ldc, ldc, add);
+    if (a_step == 1) for (; r + TALL <= rows; r += TALL) tile(TALL, a + r * a_row, a_row, 1, b, ldb, n, c + r * ldc, ldc, add);
+    else if (a_row == 1) for (; r + TALL <= rows; r += TALL) tile(TALL, a + r, 1, a_step, b, ldb, n, c + r * ldc, ldc, add);
+    for (; r + 4 <= rows; r += 4) tile(4, a + r * a_row, a_row, a_step, b, ldb, n, c + r * ldc, ldc, add);
     for (; r < rows; r++) tile(1, a + r * a_row, a_row, a_step, b, ldb, n, c + r * ldc, ldc, add);
 }
 
-/* [t, d] as panels of WIDTH rows: [t / WIDTH][d][WIDTH], zero behind the end. */
-static void pack(const float *x, int64_t t, int64_t d, float *to) {
-    for (int64_t p = 0; p < t; p += WIDTH, to += d * WIDTH) {
-        for (int64_t l = 0; l < WIDTH; l++) {
-            for (int64_t i = 0; i < d; i++) to[i * WIDTH + l] = p + l < t ? x[(p + l) * d + i] : 0;
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* y[rows][n] (+)= x[rows][depth] times a matrix of panels [n / PANEL][depth][PANEL]. */
+static void times(int64_t rows, const float *x, int64_t ldx, int64_t depth, const float *panels, int64_t n, float *y, int64_t ldy, int add) {
+    for (int64_t k = 0; k < depth; k += DEEP) {
+        for (int64_t p = 0; p < n; p += PANEL) {
+            product(rows, x + k, ldx, 1, panels + p * depth + k * PANEL, PANEL, least(DEEP, depth - k), y + p, ldy, add || k > 0);
         }
     }
 }
 
-/* scores [rows][.] of the queries with the keys of the panels from `low` to `high`. */
-static void against(const float *x, int64_t ld, int64_t rows, const float *panels, int64_t d, int64_t low, int64_t high, float *scores, int64_t stride) {
-    for (int64_t p = low; p < high; p += WIDTH) product(rows, x, ld, 1, panels + p * d, WIDTH, d, scores + p - low, stride, 0);
-}
+/* -- attention --------------------------------------------------------------------------------------------------------------- */
+/* Query i of a sequence sees the keys first[i] .. i, with first never falling. All probabilities of WIDTH queries stand at once, those of one head
+   are made by one thread; the heads' width d is a multiple of WIDTH. */
+enum { WIDTH = 32 }; /* queries of a block */
 
 static int64_t round_up(int64_t n) { return (n + WIDTH - 1) / WIDTH * WIDTH; }
+
+/* Up to PANEL rows of d numbers as the columns of a panel, zero where there is no row; d is a multiple of LANES. */
+static void columns(const float *x, int64_t ld, int64_t rows, int64_t d, float *panel) {
+    for (int64_t half = 0; half < PANEL; half += LANES) {
+        for (int64_t i = 0; i < d; i += LANES) {
+            Floats t[LANES];
+            UNROLL for (int l = 0; l < LANES; l++) t[l] = half + l < rows ? load(x + (half + l) * ld + i) : all(0);
+            transposed(t);
+            UNROLL for (int l = 0; l < LANES; l++) store(panel + (i + l) * PANEL + half, t[l]);
+        }
+    }
+}
+
+/* [t][d] as panels of PANEL rows: [t / PANEL][d][PANEL], zero behind the end. */
+static void pack(const float *x, int64_t token, int64_t t, int64_t d, float *to) {
+    for (int64_t p = 0; p < round_up(t); p += PANEL) columns(x + p * token, token, least(PANEL, t > p ? t - p : 0), d, to + p * d);
+}
+
+/* scores [rows][.] of the queries with the keys of the panels from `low` to `high`. */
+static void against(const float *x, int64_t ld, int64_t rows, const float *panels, int64_t d, int64_t low, int64_t high, float *scores, int64_t stride) {
+    for (int64_t p = low; p < high; p += PANEL) product(rows, x, ld, 1, panels + p * d, PANEL, d, scores + p - low, stride, 0);
+}
 
 /* Floats of working memory of each thread. */
 static int64_t scratch_of(int64_t t, int64_t d) { return 2 * round_up(t) * (d + WIDTH); }
 
-void groundup_attend(int64_t b, int64_t heads, int64_t kv, int64_t t, int64_t d, const float *q, const float *k, const float *v, const int64_t *first,
-                     int64_t firsts, float scale, float *y, float *log_sums, float *scratch, int64_t threads) {
-    int64_t size = scratch_of(t, d), group = heads / kv;
-#pragma omp parallel for num_threads((int)threads) if (b * heads * t * t * d > 100000) schedule(dynamic)
-    for (int64_t unit = 0; unit < b * heads; unit++) {
-        int64_t row = unit / heads, head = unit % heads, pair = row * kv + head / group;
-        const float *queries = q + unit * t * d, *values = v + pair * t * d;
-        const int64_t *from = first + (firsts == 1 ? 0 : row) * t;
+typedef struct {
+    int64_t b, heads, kv, t, d;
+    Strides q, k, v, y; /* of queries, keys, values and results, and of their gradients */
+    const int64_t *first;
+    int64_t firsts; /* sequences that `first` tells apart: 1 or b */
+    float scale;
+} Attention;
+
+static void attend(const Attention *a, const float *q, const float *k, const float *v, float *y, float *log_sums, float *scratch, int64_t threads) {
+    int64_t t = a->t, d = a->d, size = scratch_of(t, d), group = a->heads / a->kv;
+    float scale = a->scale;
+#pragma omp parallel for num_threads((int)threads) if (a->b * a->heads * t * t * d > 100000) schedule(static)
+    for (int64_t unit = 0; unit < a->b * a->heads; unit++) {
+        int64_t row = unit / a->heads, head = unit % a->heads;
+        const float *queries = q + row * a->q.batch + head * a->q.head;
+        const float *keys = k + row * a->k.batch + head / group * a->k.head, *values = v + row * a->v.batch + head / group * a->v.head;
+        float *outs = y + row * a->y.batch + head * a->y.head;
+        const int64_t *from = a->first + (a->firsts == 1 ? 0 : row) * t;
         float *panels = scratch + omp_get_thread_num() * size, *p = panels + round_up(t) * d;
-        pack(k + pair * t * d, t, d, panels);
+        pack(keys, a->k.token, t, d, panels);
         for (int64_t i = 0; i < t; i += WIDTH) {
-            int64_t end = i + WIDTH < t ? i + WIDTH : t, low = from[i] / WIDTH * WIDTH, high = round_up(end), stride = high - low;
-            against(queries + i * d, d, end - i, panels, d, low, high, p, stride);
+            int64_t end = least(i + WIDTH, t), low = from[i] / WIDTH * WIDTH, high = round_up(end), stride = high - low;
+            against(queries + i * a->q.token, a->q.token, end - i, panels, d, low, high, p, stride);
             for (int64_t r = i; r < end; r++) {
                 float *s = p + (r - i) * stride - low; /* s[key] */
                 int64_t begin = from[r] / LANES * LANES, close = r + 1;
@@ -308,58 +342,391 @@ void groundup_attend(int64_t b, int64_t heads, int64_t kv, int64_t t, int64_t d,
                 log_sums[unit * t + r] = top + logf(whole);
                 for (j = begin; j < close; j += LANES) store(s + j, load(s + j) * (1.0f / whole));
             }
-            for (int64_t r = i; r < end; r += TALL) {
-                int64_t rows = r + TALL < end ? TALL : end - r, begin = from[r];
-                for (int64_t c = 0; c < d; c += WIDTH) {
-                    product(rows, p + (r - i) * stride + begin - low, stride, 1, values + begin * d + c, d, r + rows - begin,
-                            y + ((row * t + r) * heads + head) * d + c, heads * d, 0);
+            for (int64_t c = 0; c < d; c += PANEL) {
+                product(end - i, p, stride, 1, values + low * a->v.token + c, a->v.token, end - low, outs + i * a->y.token + c, a->y.token, 0);
+            }
+        }
+    }
+}
+
+static void attend_back(const Attention *a, const float *q, const float *k, const float *v, const float *y, const float *grad, const float *log_sums,
+                        float *for_q, float *for_k, float *for_v, float *scratch, int64_t threads) {
+    int64_t t = a->t, d = a->d, size = scratch_of(t, d), group = a->heads / a->kv;
+    float scale = a->scale;
+#pragma omp parallel for num_threads((int)threads) if (a->b * a->heads * t * t * d > 50000) schedule(static)
+    for (int64_t unit = 0; unit < a->b * a->kv; unit++) { /* one thread has all heads of a group, whose keys and values are the same */
+        int64_t row = unit / a->kv, pair = unit % a->kv;
+        int64_t at_keys = row * a->k.batch + pair * a->k.head, at_values = row * a->v.batch + pair * a->v.head;
+        const float *keys = k + at_keys;
+        float *for_keys = for_k + at_keys, *for_values = for_v + at_values;
+        const int64_t *from = a->first + (a->firsts == 1 ? 0 : row) * t;
+        float *k_panels = scratch + omp_get_thread_num() * size, *v_panels = k_panels + round_up(t) * d, *p = v_panels + round_up(t) * d;
+        float *ds = p + round_up(t) * WIDTH;
+        pack(keys, a->k.token, t, d, k_panels);
+        pack(v + at_values, a->v.token, t, d, v_panels);
+        for (int64_t r = 0; r < t; r++) {
+            for (int64_t i = 0; i < d; i++) for_keys[r * a->k.token + i] = for_values[r * a->v.token + i] = 0;
+        }
+        for (int64_t head = pair * group; head < (pair + 1) * group; head++) {
+            int64_t at_queries = row * a->q.batch + head * a->q.head, at_outs = row * a->y.batch + head * a->y.head;
+            const float *queries = q + at_queries, *outs = y + at_outs, *grads = grad + at_outs;
+            const float *logs = log_sums + (row * a->heads + head) * t;
+            for (int64_t i = 0; i < t; i += WIDTH) {
+                int64_t end = least(i + WIDTH, t), low = from[i] / WIDTH * WIDTH, high = round_up(end), stride = high - low;
+                against(queries + i * a->q.token, a->q.token, end - i, k_panels, d, low, high, p, stride);
+                against(grads + i * a->y.token, a->y.token, end - i, v_panels, d, low, high, ds, stride);
+                for (int64_t r = i; r < end; r++) {
+                    float *s = p + (r - i) * stride - low, *g = ds + (r - i) * stride - low;
+                    float along = dot(outs + r * a->y.token, grads + r * a->y.token, d);
+                    int64_t begin = from[r] / LANES * LANES, j = low;
+                    for (; j < begin; j++) s[j] = g[j] = 0;
+                    for (; j < r + 1; j += LANES) {
+                        Floats e = share(inside(load(s + j) * scale, j, from[r], r + 1), logs[r]);
+                        store(s + j, e);
+                        store(g + j, e * (load(g + j) - along) * scale);
+                    }
+                    for (; j < high; j++) s[j] = g[j] = 0;
+                }
+                for (int64_t c = 0; c < d; c += PANEL) {
+                    product(end - i, ds, stride, 1, keys + low * a->k.token + c, a->k.token, end - low, for_q + at_queries + i * a->q.token + c,
+                            a->q.token, 0);
+                    product(end - low, ds, 1, stride, queries + i * a->q.token + c, a->q.token, end - i, for_keys + low * a->k.token + c, a->k.token, 1);
+                    product(end - low, p, 1, stride, grads + i * a->y.token + c, a->y.token, end - i, for_values + low * a->v.token + c, a->v.token, 1);
                 }
             }
         }
     }
 }
 
-/* for_k, for_v: [B, heads, t, d], what each head of queries gives. */
+/* q, k, v and their gradients are [B, heads, t, d], y and its gradient [B, t, heads, d]. */
+static Attention of_heads(int64_t b, int64_t heads, int64_t kv, int64_t t, int64_t d, const int64_t *first, int64_t firsts, float scale) {
+    Strides of_queries = {heads * t * d, t * d, d}, of_keys = {kv * t * d, t * d, d}, of_outs = {t * heads * d, d, heads * d};
+    return (Attention){b, heads, kv, t, d, of_queries, of_keys, of_keys, of_outs, first, firsts, scale};
+}
+
+void groundup_attend(int64_t b, int64_t heads, int64_t kv, int64_t t, int64_t d, const float *q, const float *k, const float *v, const int64_t *first,
+                     int64_t firsts, float scale, float *y, float *log_sums, float *scratch, int64_t threads) {
+    Attention a = of_heads(b, heads, kv, t, d, first, firsts, scale);
+    attend(&a, q, k, v, y, log_sums, scratch, threads);
+}
+
 void groundup_attend_back(int64_t b, int64_t heads, int64_t kv, int64_t t, int64_t d, const float *q, const float *k, const float *v, const int64_t *first,
                           int64_t firsts, float scale, const float *y, const float *grad, const float *log_sums, float *for_q, float *for_k, float *for_v,
                           float *scratch, int64_t threads) {
-    int64_t size = scratch_of(t, d), group = heads / kv;
-#pragma omp parallel for num_threads((int)threads) if (b * heads * t * t * d > 50000) schedule(dynamic)
-    for (int64_t unit = 0; unit < b * heads; unit++) {
-        int64_t row = unit / heads, head = unit % heads, pair = row * kv + head / group;
-        const float *queries = q + unit * t * d, *keys = k + pair * t * d;
-        const float *outs = y + (row * t * heads + head) * d, *grads = grad + (row * t * heads + head) * d;
-        const int64_t *from = first + (firsts == 1 ? 0 : row) * t;
-        float *k_panels = scratch + omp_get_thread_num() * size, *v_panels = k_panels + round_up(t) * d, *p = v_panels + round_up(t) * d;
-        float *ds = p + round_up(t) * WIDTH, *for_keys = for_k + unit * t * d, *for_values = for_v + unit * t * d;
-        pack(keys, t, d, k_panels);
-        pack(v + pair * t * d, t, d, v_panels);
-        for (int64_t i = 0; i < t * d; i++) for_keys[i] = for_values[i] = 0;
-        for (int64_t i = 0; i < t; i += WIDTH) {
-            int64_t end = i + WIDTH < t ? i + WIDTH : t, low = from[i] / WIDTH * WIDTH, high = round_up(end), stride = high - low;
-            against(queries + i * d, d, end - i, k_panels, d, low, high, p, stride);
-            against(grads + i * heads * d, heads * d, end - i, v_panels, d, low, high, ds, stride);
-            for (int64_t r = i; r < end; r++) {
-                float *s = p + (r - i) * stride - low, *g = ds + (r - i) * stride - low, log_sum = log_sums[unit * t + r];
-                float along = dot(outs + r * heads * d, grads + r * heads * d, d);
-                int64_t begin = from[r] / LANES * LANES, j = low;
-                for (; j < begin; j++) s[j] = g[j] = 0;
-                for (; j < r + 1; j += LANES) {
-                    Floats e = share(inside(load(s + j) * scale, j, from[r], r + 1), log_sum);
-                    store(s + j, e);
-                    store(g + j, e * (load(g + j) - along) * scale);
+    Attention a = of_heads(b, heads, kv, t, d, first, firsts, scale);
+    attend_back(&a, q, k, v, y, grad, log_sums, for_q, for_k, for_v, scratch, threads);
+}
+
+/* -- a layer of the decoder ---------------------------------------------------------------------------------------------------- */
+/* x + attention(norm(x)), then x + mlp(norm(x)), as one pass over blocks of tokens: what lies between two products stays in a thread's cache. All widths
+   are multiples of WIDTH. Matrices are [outputs][inputs]; several that read the same input stand side by side in the products. */
+typedef struct {
+    int64_t b, t, width, heads, kv, d, hidden, firsts, angles; /* angles: sequences that cos and sin tell apart, 1 or b */
+    float eps;
+    const int64_t *first;
+    const float *cos, *sin; /* [angles, t, d / 2] */
+    const float *norm, *q, *k, *v, *q_norm, *k_norm, *o, *second_norm, *gate, *up, *down;
+} Layer;
+
+/* The gradient of a matrix that is not trained is NULL. */
+typedef struct {
+    float *x, *norm, *q, *k, *v, *q_norm, *k_norm, *o, *second_norm, *gate, *up, *down;
+} Gradients;
+
+static int64_t queries_of(const Layer *l) { return l->heads * l->d; }
+static int64_t keys_of(const Layer *l) { return l->kv * l->d; }
+static int64_t qkv_of(const Layer *l) { return queries_of(l) + 2 * keys_of(l); }
+static int64_t matrices_of(const Layer *l) { return l->width * (qkv_of(l) + queries_of(l) + 3 * l->hidden); }
+
+/* What the backward pass needs, in one array: [tokens][queries, keys, values] as the products give them, and with norms and positions (the same place
+   without norms); what attention gives, and of each query its log sum; x + attention; gate and up; both norms' factors. */
+typedef struct {
+    float *raw, *turned, *attended, *log_sums, *middle, *gate_up, *inverse, *second_inverse, *end;
+} Kept;
+
+static Kept kept_in(const Layer *l, float *at) {
+    int64_t tokens = l->b * l->t;
+    Kept kept = {.raw = at};
+    kept.turned = kept.raw + (l->q_norm ? tokens * qkv_of(l) : 0);
+    kept.attended = kept.turned + tokens * qkv_of(l);
+    kept.log_sums = kept.attended + tokens * queries_of(l);
+    kept.middle = kept.log_sums + tokens * l->heads;
+    kept.gate_up = kept.middle + tokens * l->width;
+    kept.inverse = kept.gate_up + tokens * 2 * l->hidden;
+    kept.second_inverse = kept.inverse + tokens;
+    kept.end = kept.second_inverse + tokens;
+    return kept;
+}
+
+int64_t groundup_layer_kept(const Layer *l) { return kept_in(l, 0).end - (float *)0; }
+
+enum { MATRICES = 7 };
+
+/* Floats of working memory: the matrices as panels, a block and an attention for each thread; going back also the gradients of matrices that each thread
+   finds in its own tokens. */
+int64_t groundup_layer_scratch(const Layer *l, int64_t back, int64_t threads) {
+    int64_t tokens = l->b * l->t, each = BLOCK * (back ? 2 * l->width + 4 * l->hidden : l->width + l->hidden) + scratch_of(l->t, l->d);
+    int64_t own = matrices_of(l) + 2 * (l->width + l->d);
+    return matrices_of(l) + threads * (each + (back ? own : 0)) + (back ? tokens * (l->width + queries_of(l) + qkv_of(l)) : 0);
+}
+
+typedef struct {
+    const float *w;
+    int64_t outputs, inputs;
+    float *to; /* panels of `depth` rows, this matrix's from `at` on where the products are x W */
+    int64_t at, depth;
+} Laid;
+
+/* Matrices as panels. For y = x W' rows become columns; for y = x W (`turned`) they stay rows, of which several matrices make one. */
+static void lay(const Laid *all, int64_t count, int turned, int64_t threads) {
+    int64_t units[MATRICES + 1] = {0};
+    for (int64_t m = 0; m < count; m++) units[m + 1] = units[m] + (turned ? all[m].inputs : all[m].outputs) / PANEL;
+#pragma omp parallel for num_threads((int)threads) schedule(static)
+    for (int64_t unit = 0; unit < units[count]; unit++) {
+        int64_t m = 0;
+        while (unit >= units[m + 1]) m++;
+        int64_t p = (unit - units[m]) * PANEL, inputs = all[m].inputs;
+        const float *w = all[m].w + p * (turned ? 1 : inputs);
+        float *to = all[m].to + p * (turned ? all[m].depth : inputs) + all[m].at * PANEL;
+        if (turned) for (int64_t i = 0; i < all[m].outputs; i++) {
+            store(to + i * PANEL, load(w + i * inputs));
+            store(to + i * PANEL + LANES, load(w + i * inputs + LANES));
+        }
+        else columns(w, inputs, PANEL, inputs, to);
+    }
+}
+
+static void normed(int64_t n, int64_t w, const float *x, const float *weight, const float *inverse, float *y) {
+    for (int64_t r = 0; r < n; r++) {
+        for (int64_t i = 0; i < w; i++) y[r * w + i] = x[r * w + i] * inverse[r] * weight[i];
+    }
+}
+
+static void inverses(int64_t n, int64_t w, float eps, const float *x, int64_t ld, float *inverse) {
+    for (int64_t r = 0; r < n; r++) inverse[r] = 1.0f / __builtin_sqrtf(dot(x + r * ld, x + r * ld, w) / (float)w + eps);
+}
+
+/* One row: to = base + the gradient through a norm; part (+)= the gradient of its weight. */
+INLINE void norm_back(int64_t w, const float *g, const float *x, const float *weight, float inverse, const float *base, float *to, float *part) {
+    float along = dot3(g, weight, x, w) * inverse * inverse / (float)w;
+    if (part) for (int64_t i = 0; i < w; i++) part[i] += g[i] * x[i] * inverse;
+    for (int64_t i = 0; i < w; i++) to[i] = (base ? base[i] : 0) + inverse * (g[i] * weight[i] - x[i] * along);
+}
+
+/* A head's halves (a, b) become (a cos - b sin, b cos + a sin); `way` -1 turns back. */
+INLINE void turn(int64_t half, const float *x, const float *c, const float *s, float way, float *y) {
+    for (int64_t i = 0; i < half; i++) {
+        float a = x[i], b = x[i + half];
+        y[i] = a * c[i] - way * b * s[i];
+        y[i + half] = b * c[i] + way * a * s[i];
+    }
+}
+
+static Attention of_layer(const Layer *l) {
+    int64_t q = queries_of(l), all = qkv_of(l);
+    Strides in = {l->t * all, l->d, all}, outs = {l->t * q, l->d, q};
+    return (Attention){l->b, l->heads, l->kv, l->t, l->d, in, in, in, outs, l->first, l->firsts, 1.0f / __builtin_sqrtf((float)l->d)};
+}
+
+INLINE int64_t angle_of(const Layer *l, int64_t token) { return (l->angles == 1 ? token % l->t : token) * (l->d / 2); }
+
+void groundup_layer(const Layer *l, const float *x, float *keep, float *y, float *scratch, int64_t threads) {
+    Kept kept = kept_in(l, keep);
+    int64_t tokens = l->b * l->t, w = l->width, q = queries_of(l), kv = keys_of(l), all = qkv_of(l), hidden = l->hidden;
+    float *panels = scratch, *for_o = panels + all * w, *for_gate = for_o + w * q, *for_down = for_gate + 2 * hidden * w, *each = for_down + w * hidden;
+    Laid matrices[] = {
+        {l->q, q, w, panels, 0, w},
+        {l->k, kv, w, panels + q * w, 0, w},
+        {l->v, kv, w, panels + (q + kv) * w, 0, w},
+        {l->o, w, q, for_o, 0, q},
+        {l->gate, hidden, w, for_gate, 0, w},
+        {l->up, hidden, w, for_gate + hidden * w, 0, w},
+        {l->down, w, hidden, for_down, 0, hidden},
+    };
+    lay(matrices, MATRICES, 0, threads);
+    int64_t size = BLOCK * (w + hidden);
+    Attention a = of_layer(l);
+
+#pragma omp parallel for num_threads((int)threads) schedule(static)
+    for (int64_t begin = 0; begin < tokens; begin += BLOCK) {
+        int64_t rows = least(BLOCK, tokens - begin);
+        float *block = each + omp_get_thread_num() * size, *raw = kept.raw + begin * all;
+        inverses(rows, w, l->eps, x + begin * w, w, kept.inverse + begin);
+        normed(rows, w, x + begin * w, l->norm, kept.inverse + begin, block);
+        times(rows, block, w, w, panels, all, raw, all, 0);
+        for (int64_t r = 0; r < rows; r++) {
+            int64_t at = angle_of(l, begin + r);
+            for (int64_t h = 0; h < l->heads + l->kv; h++) {
+                float *from = raw + r * all + h * l->d, *to = kept.turned + (begin + r) * all + h * l->d, inverse = 1;
+                const float *weight = h < l->heads ? l->q_norm : l->k_norm;
+                if (weight) {
+                    inverses(1, l->d, l->eps, from, 0, &inverse);
+                    normed(1, l->d, from, weight, &inverse, to);
                 }
-                for (; j < high; j++) s[j] = g[j] = 0;
-            }
-            for (int64_t c = 0; c < d; c += WIDTH) {
-                for (int64_t r = i; r < end; r += TALL) {
-                    int64_t rows = r + TALL < end ? TALL : end - r, begin = from[r];
-                    product(rows, ds + (r - i) * stride + begin - low, stride, 1, keys + begin * d + c, d, r + rows - begin,
-                            for_q + (unit * t + r) * d + c, d, 0);
-                }
-                product(end - low, ds, 1, stride, queries + i * d + c, d, end - i, for_keys + low * d + c, d, 1);
-                product(end - low, p, 1, stride, grads + i * heads * d + c, heads * d, end - i, for_values + low * d + c, d, 1);
+                turn(l->d / 2, weight ? to : from, l->cos + at, l->sin + at, 1, to);
             }
         }
+    }
+    attend(&a, kept.turned, kept.turned + q, kept.raw + q + kv, kept.attended, kept.log_sums, each + threads * size, threads);
+#pragma omp parallel for num_threads((int)threads) schedule(static)
+    for (int64_t begin = 0; begin < tokens; begin += BLOCK) {
+        int64_t rows = least(BLOCK, tokens - begin);
+        float *block = each + omp_get_thread_num() * size, *act = block + BLOCK * w;
+        float *middle = kept.middle + begin * w, *gate_up = kept.gate_up + begin * 2 * hidden, *to = y + begin * w;
+        for (int64_t i = 0; i < rows * w; i++) middle[i] = x[begin * w + i];
+        times(rows, kept.attended + begin * q, q, q, for_o, w, middle, w, 1);
+        inverses(rows, w, l->eps, middle, w, kept.second_inverse + begin);
+        normed(rows, w, middle, l->second_norm, kept.second_inverse + begin, block);
+        times(rows, block, w, w, for_gate, 2 * hidden, gate_up, 2 * hidden, 0);
+        for (int64_t r = 0; r < rows; r++) {
+            const float *gate = gate_up + r * 2 * hidden;
+            for (int64_t i = 0; i < hidden; i += LANES) {
+                Floats g = load(gate + i);
+                store(act + r * hidden + i, g * sigmoid(g) * load(gate + hidden + i));
+            }
+        }
+        for (int64_t i = 0; i < rows * w; i++) to[i] = middle[i];
+        times(rows, act, hidden, hidden, for_down, w, to, w, 1);
+    }
+}
+
+/* to [outputs][inputs] (+)= grad' x over a block of tokens: grad [rows][outputs], x [rows][inputs]. */
+enum { STRIP = 32 }; /* outputs whose gradients are laid out for the products at once */
+
+static void outer(int64_t rows, const float *grad, int64_t ld_grad, int64_t outputs, const float *x, int64_t ld_x, int64_t inputs, float *to, int add) {
+    float few[STRIP * BLOCK] __attribute__((aligned(64))); /* tiles of TALL columns */
+    if (!to) return;
+    for (int64_t m = 0; m < outputs; m += STRIP) {
+        for (int64_t c = 0; c < STRIP; c += TALL) {
+            for (int64_t i = 0; i < rows; i++) __builtin_memcpy(few + c * rows + i * TALL, grad + i * ld_grad + m + c, sizeof(float) * TALL);
+        }
+        for (int64_t p = 0; p < inputs; p += PANEL) {
+            for (int64_t c = 0; c < STRIP; c += TALL) tile(TALL, few + c * rows, 1, TALL, x + p, ld_x, rows, to + (m + c) * inputs + p, inputs, add);
+        }
+    }
+}
+
+/* to = the sum of what the threads found. */
+static void gather(int64_t n, const float *parts, int64_t stride, int64_t count, float *to, int64_t threads) {
+    if (!to) return;
+#pragma omp parallel for num_threads((int)threads) if (n > 8192) schedule(static)
+    for (int64_t begin = 0; begin < n; begin += PIECE) {
+        int64_t end = least(begin + PIECE, n);
+        for (int64_t i = begin; i < end; i++) to[i] = parts[i];
+        for (int64_t c = 1; c < count; c++) {
+            for (int64_t i = begin; i < end; i++) to[i] += parts[c * stride + i];
+        }
+    }
+}
+
+void groundup_layer_back(const Layer *l, const float *x, float *keep, const float *grad, const Gradients *found, float *scratch, int64_t threads) {
+    int64_t tokens = l->b * l->t, w = l->width, q = queries_of(l), kv = keys_of(l), all = qkv_of(l), hidden = l->hidden, d = l->d;
+    Kept kept = kept_in(l, keep);
+    int64_t blocks = (tokens + BLOCK - 1) / BLOCK, size = BLOCK * (2 * w + 4 * hidden), own = matrices_of(l) + 2 * (w + d);
+    if (threads > blocks) threads = blocks;
+    float *for_down = scratch, *for_gate = for_down + hidden * w, *for_o = for_gate + 2 * hidden * w, *for_q = for_o + q * w, *each = for_q + all * w;
+    float *attention = each + threads * size, *for_middle = attention + threads * scratch_of(l->t, d), *for_attended = for_middle + tokens * w;
+    float *for_qkv = for_attended + tokens * q, *parts = for_qkv + tokens * all;
+    int64_t at_k = q * w, at_v = at_k + kv * w, at_o = at_v + kv * w, at_gate = at_o + w * q, at_up = at_gate + hidden * w, at_down = at_up + hidden * w;
+    int64_t at_norm = at_down + w * hidden, at_second = at_norm + w, at_q_norm = at_second + w, at_k_norm = at_q_norm + d;
+    Attention a = of_layer(l);
+    Laid matrices[] = {
+        {l->down, w, hidden, for_down, 0, w},
+        {l->gate, hidden, w, for_gate, 0, 2 * hidden},
+        {l->up, hidden, w, for_gate, hidden, 2 * hidden},
+        {l->o, w, q, for_o, 0, w},
+        {l->q, q, w, for_q, 0, all},
+        {l->k, kv, w, for_q, q, all},
+        {l->v, kv, w, for_q, q + kv, all},
+    };
+    lay(matrices, MATRICES, 1, threads);
+
+#pragma omp parallel for num_threads((int)threads) schedule(static)
+    for (int64_t thread = 0; thread < threads; thread++) { /* each with tokens of its own, one after the other */
+        float *part = parts + thread * own, *normed_x = each + thread * size, *for_x = normed_x + BLOCK * w, *act = for_x + BLOCK * w;
+        float *for_act = act + BLOCK * hidden, *for_gate_up = for_act + BLOCK * hidden;
+        for (int64_t i = 0; i < 2 * (w + d); i++) part[at_norm + i] = 0;
+        int64_t start = blocks * thread / threads * BLOCK, stop = least(blocks * (thread + 1) / threads * BLOCK, tokens);
+        for (int64_t begin = start; begin < stop; begin += BLOCK) {
+            int64_t rows = least(BLOCK, stop - begin);
+            int add = begin > start;
+            const float *middle = kept.middle + begin * w, *here = grad + begin * w, *inverse = kept.second_inverse + begin;
+            times(rows, here, w, w, for_down, hidden, for_act, hidden, 0);
+            for (int64_t r = 0; r < rows; r++) {
+                const float *gate = kept.gate_up + (begin + r) * 2 * hidden;
+                float *to = for_gate_up + r * 2 * hidden;
+                for (int64_t i = 0; i < hidden; i += LANES) {
+                    Floats g = load(gate + i), u = load(gate + hidden + i), s = sigmoid(g), back = load(for_act + r * hidden + i);
+                    store(act + r * hidden + i, g * s * u);
+                    store(to + i, back * u * s * (1.0f + g * (1.0f - s)));
+                    store(to + hidden + i, back * g * s);
+                }
+            }
+            outer(rows, here, w, w, act, hidden, hidden, found->down ? part + at_down : 0, add);
+            times(rows, for_gate_up, 2 * hidden, 2 * hidden, for_gate, w, for_x, w, 0);
+            normed(rows, w, middle, l->second_norm, inverse, normed_x);
+            outer(rows, for_gate_up, 2 * hidden, hidden, normed_x, w, w, found->gate ? part + at_gate : 0, add);
+            outer(rows, for_gate_up + hidden, 2 * hidden, hidden, normed_x, w, w, found->up ? part + at_up : 0, add);
+            for (int64_t r = 0; r < rows; r++) {
+                norm_back(w, for_x + r * w, middle + r * w, l->second_norm, inverse[r], here + r * w, for_middle + (begin + r) * w, part + at_second);
+            }
+            outer(rows, for_middle + begin * w, w, w, kept.attended + begin * q, q, q, found->o ? part + at_o : 0, add);
+            times(rows, for_middle + begin * w, w, w, for_o, q, for_attended + begin * q, q, 0);
+        }
+    }
+    attend_back(&a, kept.turned, kept.turned + q, kept.raw + q + kv, kept.attended, for_attended, kept.log_sums, for_qkv, for_qkv + q,
+                for_qkv + q + kv, attention, threads);
+#pragma omp parallel for num_threads((int)threads) schedule(static)
+    for (int64_t thread = 0; thread < threads; thread++) {
+        float *part = parts + thread * own, *normed_x = each + thread * size, *for_x = normed_x + BLOCK * w;
+        int64_t start = blocks * thread / threads * BLOCK, stop = least(blocks * (thread + 1) / threads * BLOCK, tokens);
+        for (int64_t begin = start; begin < stop; begin += BLOCK) {
+            int64_t rows = least(BLOCK, stop - begin);
+            int add = begin > start;
+            float *here = for_qkv + begin * all;
+            for (int64_t r = 0; r < rows; r++) {
+                int64_t at = angle_of(l, begin + r);
+                for (int64_t h = 0; h < l->heads + l->kv; h++) {
+                    float *to = here + r * all + h * d, inverse;
+                    const float *weight = h < l->heads ? l->q_norm : l->k_norm, *raw = kept.raw + (begin + r) * all + h * d;
+                    turn(d / 2, to, l->cos + at, l->sin + at, -1, to);
+                    if (!weight) continue;
+                    inverses(1, d, l->eps, raw, 0, &inverse);
+                    norm_back(d, to, raw, weight, inverse, 0, to, part + (h < l->heads ? at_q_norm : at_k_norm));
+                }
+            }
+            times(rows, here, all, all, for_q, w, for_x, w, 0);
+            normed(rows, w, x + begin * w, l->norm, kept.inverse + begin, normed_x);
+            outer(rows, here, all, q, normed_x, w, w, found->q ? part : 0, add);
+            outer(rows, here + q, all, kv, normed_x, w, w, found->k ? part + at_k : 0, add);
+            outer(rows, here + q + kv, all, kv, normed_x, w, w, found->v ? part + at_v : 0, add);
+            for (int64_t r = begin; r < begin + rows; r++) {
+                norm_back(w, for_x + (r - begin) * w, x + r * w, l->norm, kept.inverse[r], for_middle + r * w, found->x + r * w, part + at_norm);
+            }
+        }
+    }
+    float *made[] = {found->q, found->k, found->v, found->o, found->gate, found->up, found->down, found->norm, found->second_norm, found->q_norm, found->k_norm};
+    int64_t from[] = {0, at_k, at_v, at_o, at_gate, at_up, at_down, at_norm, at_second, at_q_norm, at_k_norm, own};
+    for (int64_t m = 0; m < 11; m++) gather(from[m + 1] - from[m], parts + from[m], own, threads, made[m], threads);
+}
+
+/* -- gradients of a whole model ------------------------------------------------------------------------------------------------ */
+/* Sum of the squares of all numbers of `count` arrays; each piece is summed in one order, and the pieces after each other. */
+void groundup_squares(int64_t count, float *const *arrays, const int64_t *sizes, double *parts, double *sum, int64_t threads) {
+    int64_t place = 0;
+    *sum = 0;
+    for (int64_t a = 0; a < count; place += (sizes[a++] + PIECE - 1) / PIECE) {
+#pragma omp parallel for num_threads((int)threads) if (sizes[a] > 8192) schedule(static)
+        for (int64_t begin = 0; begin < sizes[a]; begin += PIECE) {
+            parts[place + begin / PIECE] = dot(arrays[a] + begin, arrays[a] + begin, least(PIECE, sizes[a] - begin));
+        }
+    }
+    for (int64_t p = 0; p < place; p++) *sum += parts[p];
+}
+
+void groundup_scale(int64_t count, float *const *arrays, const int64_t *sizes, float factor, int64_t threads) {
+    for (int64_t a = 0; a < count; a++) {
+#pragma omp parallel for num_threads((int)threads) if (sizes[a] > 8192) schedule(static)
+        for (int64_t i = 0; i < sizes[a]; i++) arrays[a][i] *= factor;
     }
 }

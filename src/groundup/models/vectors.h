@@ -20,10 +20,46 @@ INLINE Floats load(const float *p) { return *(const Floats *)p; }
 INLINE void store(float *p, Floats v) { *(Floats *)p = v; }
 INLINE Floats all(float x) { return x - (Floats){0}; }
 
+/* Its lanes in another order: each at the place of the one `by` away. */
+INLINE Floats crossed(Floats v, const int by) {
+    Ints order;
+    UNROLL for (int l = 0; l < LANES; l++) order[l] = l ^ by;
+#ifdef __clang__
+    Floats w;
+    UNROLL for (int l = 0; l < LANES; l++) w[l] = v[l ^ by];
+    return w;
+#else
+    return __builtin_shuffle(v, order);
+#endif
+}
+
+/* A square of LANES vectors, rows for columns. */
+INLINE void transposed(Floats t[LANES]) {
+#ifdef __clang__
+    for (int i = 0; i < LANES; i++) for (int l = 0; l < i; l++) {
+        float x = t[i][l];
+        t[i][l] = t[l][i];
+        t[l][i] = x;
+    }
+#else
+    UNROLL for (int by = 1; by < LANES; by *= 2) {
+        Ints low, high;
+        UNROLL for (int l = 0; l < LANES; l++) {
+            low[l] = l & by ? LANES + l - by : l;
+            high[l] = l & by ? LANES + l : l + by;
+        }
+        UNROLL for (int i = 0; i < LANES; i++) if (!(i & by)) {
+            Floats a = t[i], b = t[i | by];
+            t[i] = __builtin_shuffle(a, b, low);
+            t[i | by] = __builtin_shuffle(a, b, high);
+        }
+    }
+#endif
+}
+
 INLINE float total(Floats v) {
-    float sum = 0;
-    UNROLL for (int l = 0; l < LANES; l++) sum += v[l];
-    return sum;
+    UNROLL for (int by = LANES / 2; by; by /= 2) v += crossed(v, by);
+    return v[0];
 }
 
 INLINE Floats larger(Floats a, Floats b) { /* NaN in b stays */

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -66,6 +67,14 @@ class EncodedText(Encoded):
 
     def __len__(self) -> int:
         return self.stream.windows(self.context)
+
+
+@functools.lru_cache(maxsize=16)
+def _share(seed: int, epoch: int) -> Tensor:
+    """Where in a window an epoch's cuts begin, float32 in [0, 1)."""
+    zero = torch.zeros(1, dtype=torch.int64)
+    return CounterRandom(seed, zero + epoch, zero).uniform("cut")
+
 
 
 @TASKS.register(
@@ -291,7 +300,7 @@ class LanguageModeling(Task):
         assert isinstance(encoded, EncodedText)
         shift: Any = 0
         if training and rng is not None:  # one cut for all windows of an epoch
-            shift = (CounterRandom(rng.seed, rng.epoch, torch.zeros_like(index)).uniform("cut")[:, 0] * self.context).long().cpu().numpy()
+            shift = np.array([int(_share(rng.seed, epoch) * self.context) for epoch in rng.epoch.tolist()])
         tokens, targets, documents = (
             None if a is None else torch.from_numpy(a).to(encoded.device)
             for a in encoded.stream.fetch(index.cpu().numpy(), encoded.context, shift)

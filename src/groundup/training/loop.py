@@ -13,6 +13,7 @@ Methods (frozen parts, adapters) change the model before the loop, tasks give th
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import shutil
 import time
@@ -30,6 +31,7 @@ from groundup.core.recipe import EarlyStopping, Schedule
 from groundup.core.run import RunFolder
 from groundup.evaluation.evaluate import evaluate
 from groundup.metrics import MetricSet
+from groundup.models import fused
 from groundup.tasks.base import Encoded, Task
 from groundup.training.batches import Batches
 from groundup.training.checkpoint import Checkpoints, load_weights
@@ -201,6 +203,23 @@ def train(
     if plan.ranks.world > 1:
         stop = AgreedStop(stop, plan.ranks)  # type: ignore[assignment]
     batches.start(state.step)
+    gc.freeze()  # what is there now stays to the end: looking through it for garbage takes longer than a short step
+    try:
+        return _train(state, batches, task, plan, keeper, validation, watchers, stop)
+    finally:
+        gc.unfreeze()
+
+
+def _train(
+    state: TrainState,
+    batches: Batches,
+    task: Task,
+    plan: Plan,
+    keeper: Keeper,
+    validation: Encoded | None,
+    watchers: Sequence[Watcher],
+    stop: StopRequest,
+) -> TrainState:
     recent: deque[int] = deque(maxlen=max(plan.log_every, 1) + 1)  # the steps since the host last read, for naming a bad batch
     for watcher in watchers:
         watcher.begin(state, plan)
@@ -259,16 +278,10 @@ def step(state: TrainState, batches: Batches, task: Task, plan: Plan) -> Report:
 
     if plan.ranks.world > 1:
         loss_sum, count = _over_ranks(model, plan.ranks, loss_sum, count)
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    gradients = [p.grad for p in parameters if p.grad is not None]
     if state.scaler is not None:
         for optimizer in state.optimizers:
             state.scaler.unscale_(optimizer)
-    if isinstance(count, Tensor) or count != batches.batch_size:
-        torch._foreach_mul_(gradients, batches.batch_size / count)
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if plan.clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, plan.clip_norm, norm)
+    norm = _adjust([p for p in model.parameters() if p.grad is not None], batches.batch_size, count, plan.clip_norm)
     if state.scaler is not None or plan.device.type == "cpu":  # the host decides: fp16 scaling waits anyway, on the CPU reading is free
         finite = math.isfinite(float(norm)) and math.isfinite(float(loss_sum))
         if state.scaler is not None:
@@ -291,6 +304,19 @@ def step(state: TrainState, batches: Batches, task: Task, plan: Plan) -> Report:
     if plan.ema is not None:
         update_ema(state, plan.ema)
     return Report(state.step, lr, norm, loss_sum, count)
+
+
+def _adjust(parameters: Sequence[nn.Parameter], assumed: int, count: int | Tensor, most: float | None) -> Tensor:
+    """Gradients per item instead of per `assumed` items, shortened to the norm `most`; returns the norm before that."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if isinstance(count, int) and all(g.is_contiguous() for g in gradients) and fused.takes(*gradients):
+        return fused.adjust_(gradients, assumed / count, most)
+    if isinstance(count, Tensor) or count != assumed:
+        torch._foreach_mul_(gradients, assumed / count)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if most is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return norm
 
 
 def _over_ranks(model: nn.Module, ranks: Ranks, loss_sum: Tensor, count: int | Tensor) -> tuple[Tensor, Tensor]:
