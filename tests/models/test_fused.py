@@ -170,7 +170,7 @@ LAYERS = [  # batch, length, width, heads, kv_heads, hidden, norms of queries an
     (3, 70, 128, 4, 2, 96, True, 9, None),
     (1, 33, 64, 2, 1, 64, True, None, 7),
     (1, 1, 32, 1, 1, 32, False, None, None),
-    (2, 200, 256, 4, 2, 704, True, 33, 20),
+    (2, 200, 192, 6, 2, 512, True, 33, 20),
 ]
 
 

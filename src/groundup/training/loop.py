@@ -18,7 +18,7 @@ import math
 import shutil
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -184,6 +184,17 @@ class Keeper:
             watcher.row({"kind": kind, "step": state.step, **facts})
 
 
+@contextlib.contextmanager
+def _long_lived() -> Iterator[None]:
+    """What is there now stays to the end: looking through it for garbage would take longer than a short step."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@_long_lived()
 def train(
     state: TrainState,
     batches: Batches,
@@ -203,23 +214,6 @@ def train(
     if plan.ranks.world > 1:
         stop = AgreedStop(stop, plan.ranks)  # type: ignore[assignment]
     batches.start(state.step)
-    gc.freeze()  # what is there now stays to the end: looking through it for garbage takes longer than a short step
-    try:
-        return _train(state, batches, task, plan, keeper, validation, watchers, stop)
-    finally:
-        gc.unfreeze()
-
-
-def _train(
-    state: TrainState,
-    batches: Batches,
-    task: Task,
-    plan: Plan,
-    keeper: Keeper,
-    validation: Encoded | None,
-    watchers: Sequence[Watcher],
-    stop: StopRequest,
-) -> TrainState:
     recent: deque[int] = deque(maxlen=max(plan.log_every, 1) + 1)  # the steps since the host last read, for naming a bad batch
     for watcher in watchers:
         watcher.begin(state, plan)
