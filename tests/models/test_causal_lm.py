@@ -19,6 +19,7 @@ KINDS = {
     "olmo2": {},
     "cohere": {"logit_scale": 0.25},
     "bloom": {"n_layer": 2, "n_head": 2},
+    "mamba": {"state_size": 4},
 }
 
 
@@ -59,6 +60,25 @@ def test_any_causal_language_model_opens_packs_and_generates(kind, tmp_path):
         for prompt, said in zip(prompts, ours):
             theirs = net.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False, eos_token_id=None)[0, len(prompt) :]
             assert said == theirs.tolist()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["gemma2", "bloom", "mamba"])
+def test_what_was_read_is_remembered(kind, tmp_path, monkeypatch):
+    """The same tokens as with everything read again, where rows end at different times; and only new tokens are read."""
+    folder_of(kind, tmp_path)
+    model, prompts = modelfolder.load(tmp_path).model, [[5, 6, 7], [9, 10, 11, 12, 13], [8] * 3, [20, 21], [40] * 9]
+    model.remembers = False
+    again = generate(model, prompts, Sampling(max_tokens=20, temperature=0))
+    how = Sampling(max_tokens=20, temperature=0, stop_tokens=[again[0][2], again[1][6], again[4][1]])
+    again, model.remembers = generate(model, prompts, how), None
+    assert len({len(said) for said in again}) > 1
+    read = []
+    monkeypatch.setattr(model, "_read_on", lambda x, past, on=model._read_on: (read.append(x.shape[1]), on(x, past))[1])
+    assert generate(model, prompts, how) == again
+    assert model.remembers == (kind != "mamba")
+    if model.remembers:
+        assert set(read[-5:]) == {1}
 
 
 @pytest.mark.filterwarnings("ignore")

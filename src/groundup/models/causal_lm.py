@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,66 @@ from groundup.core.errors import ModelError
 from groundup.core.registry import MODELS, Card
 from groundup.models.language import Cache, Checkpointing, LanguageModel, capped, positions_of
 
+
+@dataclass
+class _Together:
+    """Rows that were read together, and what transformers remembers of them.
+
+    Args:
+        rows: how many it remembers; alive: which of them still go on, int64.
+    """
+
+    past: Any
+    rows: int
+    alive: Tensor
+
+
+@dataclass
+class _Past(Cache):
+    """transformers' own caches, whatever they hold. Rows of one length share one; those that are done are read on with the others and left out.
+
+    Args:
+        order: where each row stands among the living ones of all parts, int64 [B].
+    """
+
+    parts: list[_Together]
+    order: Tensor
+
+    @property
+    def capacity(self) -> int:
+        return 2**62
+
+    def read(self, model: CausalLM, x: Tensor) -> Tensor:
+        found = []
+        for part, new in zip(self.parts, x[self.order.argsort()].split([len(p.alive) for p in self.parts])):
+            tokens = new.new_zeros(part.rows, x.shape[1])
+            tokens[part.alive] = new
+            hidden, part.past = model._read_on(tokens, part.past)
+            found.append(hidden[part.alive])
+        return torch.cat(found)[self.order]
+
+    @classmethod
+    def joined(cls, parts: list[Cache], order: Tensor) -> Cache:
+        orders, together, before = [], [], 0
+        for part in parts:
+            assert isinstance(part, _Past)
+            orders.append(part.order + before)
+            together += part.parts
+            before += len(part.order)
+        return cls([], torch.cat([p.lengths for p in parts])[order], None, together, torch.cat(orders)[order])
+
+    def select(self, rows: Tensor) -> None:
+        kept, before, left = self.order[rows], 0, []
+        places = kept.sort().values
+        for part in self.parts:
+            end = before + len(part.alive)
+            alive = part.alive[places[(places >= before) & (places < end)] - before]
+            if len(alive):
+                left.append(_Together(part.past, part.rows, alive))
+            before = end
+        self.parts, self.order, self.lengths = left, kept.argsort().argsort(), self.lengths[rows]
+
+
 SCALES = ("logit_scale", "logits_scaling")  # settings by which some families multiply, or divide, their logits
 
 
@@ -24,7 +85,7 @@ SCALES = ("logit_scale", "logits_scaling")  # settings by which some families mu
         summary_zh="transformers 中任意一种因果语言模型，由其 config 指定",
         source="Wolf et al., Transformers, arXiv 1910.03771",
         shapes="tokens int64 [B, T] -> logits [B, T, vocabulary]",
-        limits="slower than the decoder: generation reads the whole text again for each token; no code of its own is run",
+        limits="slower than the decoder; no code of its own is run",
     ),
 )
 class CausalLM(LanguageModel):
@@ -62,6 +123,7 @@ class CausalLM(LanguageModel):
         self.scale = multiply / divide
         self.positioned = "position_ids" in inspect.signature(self.net.base_model.forward).parameters
         self.packs: bool | None = None  # whether positions that restart keep documents apart: found out by trying
+        self.remembers: bool | None = None  # whether its own cache gives what reading everything again does: likewise
         if self.net.get_output_embeddings() is None:
             raise ModelError("{kind} has no head over tokens", "{kind} 没有词元输出层", kind=type(self.net).__name__)
 
@@ -109,7 +171,11 @@ class CausalLM(LanguageModel):
         return out
 
     def _after(self, x: Tensor, cache: Cache) -> Tensor:
-        """The cache holds the tokens themselves: all of them are read again."""
+        if isinstance(cache, _Past):
+            hidden = cache.read(self, x)
+            cache.advance(x.shape[1])
+            return hidden
+        # The cache holds the tokens themselves: all of them are read again.
         kept = cache.layers[0][0]
         rows = torch.arange(len(x), device=x.device)[:, None]
         at = cache.lengths[:, None] + torch.arange(x.shape[1], device=x.device)
@@ -117,10 +183,37 @@ class CausalLM(LanguageModel):
         cache.advance(x.shape[1])
         return self._read(kept[:, 0, : int(cache.lengths.max()), 0], None)[rows, at]
 
+    def _read_on(self, x: Tensor, past: Any) -> tuple[Tensor, Any]:
+        """Tokens after those that `past` remembers (None: nothing yet), and what is remembered then."""
+        found = self.net.base_model(input_ids=x, past_key_values=past, use_cache=True)
+        return found[0] if self.scale == 1.0 else found[0] * self.scale, found.past_key_values
+
+    @torch.no_grad()
+    def _keeps_past(self, device: torch.device) -> bool:
+        x = torch.randint(0, self.vocabulary, (2, 12), generator=torch.Generator().manual_seed(0)).to(device)
+        was = self.training
+        self.eval()
+        try:
+            whole, past, parts = self._read(x, None), None, []
+            for part in (x[:, :7], x[:, 7:8], x[:, 8:]):
+                hidden, past = self._read_on(part, past)
+                parts.append(hidden)
+            return bool(torch.allclose(torch.cat(parts, 1), whole, atol=1e-4 * float(whole.abs().max()) + 1e-6))
+        except (AttributeError, TypeError, ValueError, NotImplementedError):  # another kind of memory, or none
+            return False
+        finally:
+            self.train(was)
+
     def new_cache(self, rows: int, capacity: int) -> Cache:
         device = self.output_weight.device
+        lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+        if self.remembers is None:
+            self.remembers = self._keeps_past(device)
+        if self.remembers:
+            every = torch.arange(rows, device=device)
+            return _Past([], lengths, 0, [_Together(None, rows, every)], every)
         tokens = torch.zeros(rows, 1, capacity, 1, dtype=torch.int64, device=device)
-        return Cache([(tokens, tokens[:, :, :0])], torch.zeros(rows, dtype=torch.int64, device=device), 0)
+        return Cache([(tokens, tokens[:, :, :0])], lengths, 0)
 
     def head(self, h: Tensor) -> Tensor:
         return capped(F.linear(h, self.output_weight), self.softcap)
