@@ -1005,14 +1005,14 @@ def demo(
 # -- main ----------------------------------------------------------------------------------------------------------------------
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
-    arguments = sys.argv[1:] if argv is None else argv
-    as_json, show_traceback = "--json" in arguments, "--traceback" in arguments
+    given = sys.argv[1:] if argv is None else argv
+    as_json, show_traceback = "--json" in given, "--traceback" in given
     try:
-        _choose_language(arguments)
+        _choose_language(given)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminate)
         # Without standalone mode a verb's Call comes back, and 0 or the status where click itself has answered (help, version).
-        call = app(args=arguments, standalone_mode=False)
+        call = app(args=_verb_first(given), standalone_mode=False)
         if not isinstance(call, Call):
             return int(call or 0)
         _configure(call.as_json)
@@ -1026,6 +1026,15 @@ def main(argv: list[str] | None = None) -> int:
         return call.status(result)
     except BaseException as error:
         return _failed(error, as_json, show_traceback)
+
+
+def _verb_first(arguments: list[str]) -> list[str]:
+    """Options that every verb has may stand before it."""
+    early = 0
+    while early < len(arguments) and arguments[early].partition("=")[0] in ("--lang", "--json", "--traceback"):
+        early += 2 if arguments[early] == "--lang" else 1
+    verb = arguments[early:] or ["--help"]
+    return verb + (arguments[:early] if not verb[0].startswith("-") else [])
 
 
 def _choose_language(arguments: list[str]) -> None:

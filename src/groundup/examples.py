@@ -24,7 +24,7 @@ from groundup.core.errors import DataError
 from groundup.core.messages import say
 from groundup.core.recipe import Data
 from groundup.core.registry import TASKS
-from groundup.data.chat_tokens import parse, render, versions
+from groundup.data.chat_tokens import LEFT_OUT_ZH, parse, render, versions
 from groundup.data.cleaning import CODES_ZH
 from groundup.data.corpus import rejection
 from groundup.data.documents import open_parts
@@ -82,7 +82,8 @@ def view(config: Data, model: str) -> dict[str, Any]:
     for record in dict.fromkeys(int(index[r]) for r in stream.records[:IN_PAGE]):
         conversation = parse(prepared.dataset.inputs.text(record))
         pair = "answers" in conversation
-        for number, version in enumerate(versions(conversation)[:2] if pair else [conversation]):
+        made_of = versions(conversation) if pair else [conversation]
+        for number, version in enumerate([made_of[0], *made_of[1::2]]):
             made = render(task.tokenizer, task.template, version, task.train_on, only_last=pair)
             which = ("", "") if not pair else (", better", "，较好的回答") if number == 0 else (", worse", "，较差的回答")
             examples.append(
@@ -159,7 +160,7 @@ def problems(facts: dict[str, Any]) -> list[dict[str, Any]]:
                 f"{facts['cut']:,} 条样本（{share:.0%}）超过模型的 {facts['context']:,} 个词元：末尾将丢失 {facts['lost_tokens']:,} 个词元",
             )
         )
-    return found + [_problem(f"{n:,} examples {reason}", f"{n:,} 条样本：{reason}") for reason, n in facts["left_out"].items()]
+    return found + [_problem(f"{n:,} examples {reason}", f"{n:,} 条样本{LEFT_OUT_ZH[reason]}") for reason, n in facts["left_out"].items()]
 
 
 def _problem(en: str, zh: str, severity: str = "warning", records: Sequence[str] = (), records_zh: Sequence[str] = ()) -> dict[str, Any]:

@@ -231,6 +231,11 @@ def test_chinese_is_chinese(groundup, base):
     ):
         status, out, _ = groundup(*arguments, "--lang", "zh")
         assert status == 0 and (any("\u4e00" <= c <= "\u9fff" for c in out) or arguments[1:2] == ["verify"]), arguments
+    assert groundup("--lang", "zh", "models") == groundup("models", "--lang", "zh")
+    assert groundup("--lang=zh", "--json", "models")[1] == groundup("models", "--json", "--lang", "zh")[1]
+    for alone in (["--lang", "zh"], ["--lang", "zh", "--help"]):
+        status, out, _ = groundup(*alone)
+        assert status == 0 and "Usage" in out
     status, _, err = groundup("train", "没有", "--lang", "zh")
     assert status == 2 and "没有名为" in err and "解决办法：groundup recipes" in err
     status, _, err = groundup("models", "--lang", "fr")

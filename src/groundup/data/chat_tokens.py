@@ -193,6 +193,10 @@ def versions(conversation: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"messages": [*messages, {"role": "assistant", "content": a}], **rest} for other in others for a in (best, other)]
 
 
+NOTHING, REFUSED = "hold nothing to learn within the context", "are refused by the chat template"
+LEFT_OUT_ZH = {NOTHING: "在上下文长度内没有可学习的内容", REFUSED: "被聊天模板拒绝"}
+
+
 def tokenize_conversations(
     texts: Callable[[], Iterable[str]],
     count: int,
@@ -268,9 +272,9 @@ def _write(
                 made = [
                     render(tokenizer, template, c, train_on, only_last=last) for c in (versions(conversation) if last else [conversation])
                 ]
-                reason = "" if all(m.trained[1 : context + 1].any() for m in made) else "hold nothing to learn within the context"
+                reason = "" if all(m.trained[1 : context + 1].any() for m in made) else NOTHING
             except ModelError:
-                made, reason = [], "are refused by the chat template"
+                made, reason = [], REFUSED
             if reason:
                 facts["left_out"][reason] = facts["left_out"].get(reason, 0) + 1
                 continue

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,20 @@ from torch.nn import functional as F
 from groundup.core.errors import ModelError
 from groundup.core.registry import MODELS, Card
 from groundup.models.language import Cache, Checkpointing, LanguageModel, capped, positions_of
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """transformers' own progress bars would stand in the middle of what we tell."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @dataclass
@@ -239,9 +255,10 @@ class CausalLM(LanguageModel):
         import transformers
 
         try:
-            self.net, found = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, config=self.net.config, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
-            )
+            with _without_bars():
+                self.net, found = transformers.AutoModelForCausalLM.from_pretrained(
+                    folder, config=self.net.config, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+                )
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(
                 "{folder} cannot be opened: {why}", "无法打开 {folder}：{why}", folder=folder, why=str(error).splitlines()[0]
@@ -251,7 +268,8 @@ class CausalLM(LanguageModel):
 
     def write(self, folder: Path) -> None:
         """The weights and config.json, as transformers writes them."""
-        self.net.save_pretrained(folder, max_shard_size="1TB")
+        with _without_bars():
+            self.net.save_pretrained(folder, max_shard_size="1TB")
 
     def layer_groups(self) -> dict[str, list[nn.Module]]:
         """The table of tokens, each layer, the rest."""

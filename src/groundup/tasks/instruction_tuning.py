@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from groundup.core.errors import RecipeError
 from groundup.core.messages import say
 from groundup.core.recipe import Data
 from groundup.core.registry import TASKS, Card
-from groundup.data.chat_tokens import ConversationStream, template_for, tokenize_conversations
+from groundup.data.chat_tokens import LEFT_OUT_ZH, ConversationStream, template_for, tokenize_conversations
 from groundup.data.dataset import Dataset
 from groundup.data.order import CounterRandom
 from groundup.metrics import LanguageMetrics, MetricSet
@@ -162,21 +162,26 @@ class InstructionTuning(LanguageModeling):
                 lambda: dataset.inputs.texts(index), len(index), self.tokenizer, self.template,
                 context=self.context, train_on=self.train_on, key=hashlib.sha256(repr(facts).encode()).hexdigest()[:40], progress=told,
             )  # fmt: skip
-        if (stream.facts["cut"] or stream.facts["left_out"]) and stream.key not in self.told:
+        if stream.key not in self.told:
             self.told.add(stream.key)
-            cut = stream.facts["cut"]
-            lost = stream.facts["lost_tokens"]
-            out = "".join(f"; {n} {why}" for why, n in stream.facts["left_out"].items())
-            console.line(
-                say(
-                    "! {cut} of {n} conversations are longer than {context} tokens and cut at their end ({lost:,} tokens lost){out}",
-                    "! {n} 条对话中有 {cut} 条超过 {context} 个词元，已截断末尾（丢失 {lost:,} 个词元）{out}",
-                    cut=cut, n=len(index), context=self.context, lost=lost, out=out,
-                ),
-                style="yellow",
-            )  # fmt: skip
+            for line in self._left_out(stream.facts, len(index)):
+                console.line(line, style="yellow")
         nothing = torch.zeros(0, device=device)
         return EncodedConversations(nothing, nothing, lambda i: str(dataset.inputs.describe(int(index[stream.records[i]]))), stream, device)
+
+    def _left_out(self, facts: dict[str, Any], count: int) -> Iterator[str]:
+        if facts["cut"]:
+            yield say(
+                "! {cut} of {n} conversations are longer than {context} tokens and cut at their end ({lost:,} tokens lost)",
+                "! {n} 条对话中有 {cut} 条超过 {context} 个词元，已截断末尾（丢失 {lost:,} 个词元）",
+                cut=facts["cut"], n=count, context=self.context, lost=facts["lost_tokens"],
+            )  # fmt: skip
+        for why, out in facts["left_out"].items():
+            yield say(
+                "! {out} of {n} conversations {why}: left out",
+                "! {n} 条对话中有 {out} 条{why_zh}，已略去",
+                out=out, n=count, why=why, why_zh=LEFT_OUT_ZH[why],
+            )  # fmt: skip
 
     def batch(self, encoded: Encoded, index: Tensor, *, training: bool, rng: CounterRandom | None) -> Batch:
         assert isinstance(encoded, EncodedConversations)
