@@ -9,4 +9,5 @@ import sft_lora
 
 if __name__ == "__main__":
     sft_lora.CASES = {size: (examples, held, turns, 2.0) for size, (examples, held, turns, _) in sft_lora.CASES.items()}
+    sft_lora.BEST = sft_lora.MEMORY = None  # no targets but that against the defaults
     sft_lora.main("full")

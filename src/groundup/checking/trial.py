@@ -395,11 +395,12 @@ class _Watched:
         self.s, self.made = subject, made
 
     def __enter__(self) -> None:
-        made, s = self.made, self.s
         self.real = real = Tensor.backward
         begin = time.monotonic()
 
+        # Of the step it knows nothing but through this object: torch may keep whatever it finds as Tensor.backward for good.
         def backward(tensor: Tensor, *args: Any, **kwargs: Any) -> None:
+            made, s = self.made, self.s
             made.loss, made.backward = tensor, True
             root = made.tape.root()
             whole = next((t for t in tensors(root.output) if t.is_floating_point() and t.requires_grad and t.dim()), None) if root else None
@@ -423,12 +424,14 @@ class _Watched:
 
         Tensor.backward = backward  # type: ignore[method-assign,assignment]
         # Other optimizers (of a critic, of a loss) step before: only the model's own ends it.
-        self.handles = [s.optimizer.register_step_pre_hook(stop)] if s.optimizer is not None else []
+        optimizer = self.s.optimizer
+        self.handles = [optimizer.register_step_pre_hook(stop)] if optimizer is not None else []
 
     def __exit__(self, *error: Any) -> None:
         Tensor.backward = self.real  # type: ignore[method-assign]
         for handle in self.handles:
             handle.remove()
+        del self.made, self.s
 
 
 class _Recorded:

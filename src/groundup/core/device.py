@@ -108,13 +108,14 @@ def keep_freed_memory() -> None:
     """Linux: what tensors free stays with the process, for the next ones of the same size.
 
     glibc gives every block of some megabytes back to the system and asks for it again at the next step, and the system clears its pages each
-    time: on a CPU that can be half of a training. A person's own MALLOC_... settings win.
+    time: on a CPU that can be half of a training. Blocks of 32 MiB and more, which take so long to fill that this is little, are given back: kept, they
+    would be cut up, and the next of their size would find no place. A person's own MALLOC_... settings win.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return
     with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to set
         mallopt = ctypes.CDLL(None).mallopt
-        for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+        for parameter, value in ((-3, 2**25), (-1, 2**31 - 1), (-2, 2**26)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
             mallopt(parameter, value)
 
 

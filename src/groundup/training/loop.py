@@ -187,6 +187,7 @@ class Keeper:
 @contextlib.contextmanager
 def _long_lived() -> Iterator[None]:
     """What is there now stays to the end: looking through it for garbage would take longer than a short step."""
+    gc.collect()
     gc.freeze()
     try:
         yield
