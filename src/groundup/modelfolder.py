@@ -239,14 +239,13 @@ def find(path: str | Path) -> Path:
         try:
             folder = resolve_run(path).path
         except RunError as error:
+            like_hub = re.fullmatch(r"(?!runs/)[\w.-]+/[\w.-]+", str(path))
             raise ModelError(
                 "no model '{path}': no such folder, and no run of that name",
                 "没有模型 '{path}'：没有这个目录，也没有这个名字的运行",
                 path=path,
-                fix="hub:{path}   fetches it from the Hugging Face hub"
-                if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path))
-                else "groundup runs list",
-                fix_zh="hub:{path}   从 Hugging Face hub 下载" if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) else None,
+                fix="hub:{path}   fetches it from the Hugging Face hub" if like_hub else "groundup runs list",
+                fix_zh="hub:{path}   从 Hugging Face hub 下载" if like_hub else None,
             ) from error
     if not (folder / "model" / "groundup.json").is_file():
         raise ModelError(

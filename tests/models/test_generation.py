@@ -114,12 +114,12 @@ def test_what_is_left_to_choose_from():
 
     p = logits.softmax(-1)[0]
     assert possible(top_k=2) == {0, 1}
-    assert possible(top_p=float(p[0]) + 0.01) == {0, 1} and possible(top_p=float(p[0]) - 0.01) == {0}
+    assert possible(top_p=float(p[0]) + 0.01) == {0, 1} and possible(top_p=float(p[0]) - 0.01) == possible(top_p=0.0) == {0}
     assert possible(min_p=float(p[1] / p[0]) - 0.01) == {0, 1}
     assert possible() == {0, 1, 2, 3, 4}
     drawn = choose(logits.expand(20000, -1), None, Sampling(temperature=1.0), torch.arange(20000), 1)
     torch.testing.assert_close(torch.bincount(drawn, minlength=5) / 20000, p, atol=0.02, rtol=0)
-    for bad in ({"temperature": -1.0}, {"top_p": 0.0}, {"max_tokens": 0}, {"precision": "int3"}):
+    for bad in ({"temperature": -1.0}, {"top_p": -0.1}, {"max_tokens": 0}, {"precision": "int3"}):
         with pytest.raises(RecipeError):
             Sampling(**bad)
 
@@ -157,7 +157,7 @@ def test_the_commands(shared_data, capsys, monkeypatch, tmp_path):
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {line.get("prompt") for line in lines[:-1]} == {0, 1} and lines[-1]["done"] and lines[-1]["tokens_per_s"] > 0
     assert main(["chat", folder]) == 2 and "no chat template" in capsys.readouterr().err
-    assert main(["generate", folder, "a", "--top-p", "0"]) == 2
+    assert main(["generate", folder, "a", "--top-p", "-1"]) == 2
     assert main(["serve", folder]) == 2 and main(["export", folder, "--to", "onnx"]) == 2
 
 

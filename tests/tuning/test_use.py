@@ -56,7 +56,7 @@ def test_prompts_come_from_a_pipe_and_tokens_are_counted(base, monkeypatch, caps
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     tokenizer = pipeline.language_model(base)[1]
     room = 64 - len(tokenizer.encode_prompt("add 2 and"))
-    assert lines[-1]["tokens"] == room and lines[-1]["context_full"] == [0] or lines[-1]["tokens"] < room
+    assert (lines[-1]["tokens"] == room and lines[-1]["context_full"] == [0]) or lines[-1]["tokens"] < room
 
 
 @pytest.mark.filterwarnings("ignore")

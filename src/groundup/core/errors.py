@@ -22,6 +22,19 @@ from typing import Any
 
 from groundup.core.messages import fill, say
 
+KINDS_ZH = {
+    "GroundupError": "错误",
+    "UserError": "用法错误",
+    "RecipeError": "recipe 错误",
+    "DataError": "数据错误",
+    "ModelError": "模型错误",
+    "RunError": "运行目录错误",
+    "EnvError": "环境错误",
+    "TrainError": "训练错误",
+    "GateError": "未通过校验",
+    "Stopped": "已停止",
+}
+
 
 class GroundupError(Exception):
     """An error with its words in both languages and the next command to type.
@@ -53,7 +66,8 @@ class GroundupError(Exception):
 
     def localized(self) -> str:
         """Type, message and fix as the terminal shows them."""
-        lines = f"{type(self).__name__}: {self.message}"
+        kind = type(self).__name__
+        lines = say("{kind}: {message}", "{kind_zh}：{message}", kind=kind, kind_zh=KINDS_ZH.get(kind, kind), message=self.message)
         return lines + (f"\n  {say('Fix: ', '解决办法：')}{self.fix}" if self.fix else "")
 
     def as_json(self) -> dict[str, Any]:

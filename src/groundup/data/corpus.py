@@ -559,7 +559,7 @@ class _SecondPass:
             return
         index = [self._of_part(k) for k in range(len(self.parts))]
         total = min(int(self.sizes[i].sum()) / w for i, w in zip(index, weights) if w is not None)
-        taken = []
+        taken, missed = [], []
         for part, of, weight in zip(self.parts, index, weights):
             size = self.sizes[of]
             if weight is not None:
@@ -567,9 +567,19 @@ class _SecondPass:
                 over[:1] = False
                 self.label[of[over]] = 0
                 size = size[~over]
+                if not 0.9 < (share := float(size.sum()) / (total * weight)) < 1.1:
+                    missed.append(f"{part.name} {share:.1f}")
             taken.append(f"{part.name} {files.human_bytes(float(size.sum()))} / {len(size)}")
         listed = ", ".join(taken)
         self.notes.append((f"bytes / documents taken for the weights of the mixture: {listed}", f"按混合权重取用的字节 / 文档数：{listed}"))
+        if missed:
+            names = ", ".join(missed)
+            self.notes.append(
+                (
+                    f"documents are taken whole and are too few or too long for these weights; times what was asked for: {names}",
+                    f"文档只能整篇取用，数量太少或篇幅太长，无法达到这些权重；实际为要求的倍数：{names}",
+                )
+            )
 
     def _divided(self, clusters: cleaning.Clusters) -> None:
         split = self.config.split

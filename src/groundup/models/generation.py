@@ -54,7 +54,7 @@ class Sampling:
             "max_tokens": self.max_tokens >= 1,
             "temperature": self.temperature >= 0,
             "top_k": self.top_k is None or self.top_k >= 1,
-            "top_p": self.top_p is None or 0 < self.top_p <= 1,
+            "top_p": self.top_p is None or 0 <= self.top_p <= 1,
             "min_p": self.min_p is None or 0 <= self.min_p <= 1,
             "repetition_penalty": self.repetition_penalty > 0,
             "precision": self.precision in ("float32", "bfloat16", "int8"),
@@ -89,7 +89,8 @@ def choose(logits: Tensor, seen: Tensor | None, how: Sampling, rows: Tensor, ste
     if how.top_p is not None and how.top_p < 1:
         ordered, index = scores.sort(descending=True)
         share = ordered.softmax(-1)
-        out = share.cumsum(-1) - share >= how.top_p  # the first one always stays
+        out = share.cumsum(-1) - share >= how.top_p
+        out[..., 0] = False  # the first one always stays
         scores = scores.masked_fill(torch.zeros_like(out).scatter(1, index, out), -torch.inf)
     if how.min_p:
         p = scores.softmax(-1)
