@@ -216,6 +216,14 @@ def test_layer_with_frozen_matrices():
     assert {n for n, p in layer.named_parameters() if p.grad is not None} == {"mlp.up_proj.weight"}
 
 
+def test_layers_in_other_precisions_stay_with_torch(monkeypatch):
+    model, _ = layer_of(64, 2, 2, 96, False)
+    monkeypatch.setattr(fused, "_run_layer", lambda *_: pytest.fail("a kernel in float32"))
+    with torch.autocast("cpu", torch.bfloat16):
+        model.features(torch.zeros(1, 8, dtype=torch.int64))
+    model.double().features(torch.zeros(1, 8, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_layer_with_any_number_of_threads(threads):
     model, _ = layer_of(128, 4, 2, 160, True)

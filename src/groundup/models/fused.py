@@ -274,7 +274,9 @@ NARROW = 192  # what a thread needs of wider layers falls out of its cache, and 
 def layer_takes(x: Tensor, weights: LayerWeights, head_dim: int) -> bool:
     """Whether `layer` can work on these, and is quicker than its parts."""
     there = [w for w in weights if w is not None]
-    return x.shape[-1] <= NARROW and head_dim % WIDTH == 0 and all(n % WIDTH == 0 for w in there for n in w.shape) and takes(x, *there)
+    if x.shape[-1] > NARROW or head_dim % WIDTH or any(n % WIDTH for w in there for n in w.shape) or torch.is_autocast_enabled("cpu"):
+        return False
+    return takes(x, *there)
 
 
 def layer(x: Tensor, cos: Tensor, sin: Tensor, first: Tensor, heads: int, eps: float, weights: LayerWeights) -> Tensor:

@@ -1,6 +1,7 @@
 /* Passes over the activations of a training on a CPU, each of which torch makes of several operations. models/fused.py calls them.
 
-   A row is always computed in one order, whatever the number of rows and threads; so are sums over rows, which are made of blocks of fixed size. */
+   A row is always computed in one order, whatever the number of rows and threads; so are sums over rows, which are made of blocks of fixed size, but in
+   whole layers of one part for each thread. */
 
 #define WIDE
 #include "vectors.h"
@@ -11,15 +12,22 @@ int omp_get_thread_num(void);
 enum { BLOCK = 64 };   /* rows that a thread takes, and sums, at once */
 enum { PIECE = 2048 }; /* numbers of one unit of work where there are no rows */
 
+static void inverses(int64_t n, int64_t w, float eps, const float *x, float *inverse) {
+    for (int64_t r = 0; r < n; r++) inverse[r] = 1.0f / __builtin_sqrtf(dot(x + r * w, x + r * w, w) / (float)w + eps);
+}
+
+static void normed(int64_t n, int64_t w, const float *x, const float *weight, const float *inverse, float *y) {
+    for (int64_t r = 0; r < n; r++) {
+        for (int64_t i = 0; i < w; i++) y[r * w + i] = x[r * w + i] * inverse[r] * weight[i];
+    }
+}
 
 /* y = x * inverse * weight with inverse = 1 / sqrt(mean(x²) + eps); rows of w numbers. */
 void groundup_norm(int64_t n, int64_t w, float eps, const float *x, const float *weight, float *y, float *inverse, int64_t threads) {
 #pragma omp parallel for num_threads((int)threads) if (n * w > 16384) schedule(static)
     for (int64_t r = 0; r < n; r++) {
-        const float *from = x + r * w;
-        float *to = y + r * w, factor = 1.0f / __builtin_sqrtf(dot(from, from, w) / (float)w + eps);
-        inverse[r] = factor;
-        for (int64_t i = 0; i < w; i++) to[i] = from[i] * factor * weight[i];
+        inverses(1, w, eps, x + r * w, inverse + r);
+        normed(1, w, x + r * w, weight, inverse + r, y + r * w);
     }
 }
 
@@ -36,6 +44,13 @@ static float dot3(const float *a, const float *b, const float *c, int64_t n) {
     return sum;
 }
 
+/* One row: to = base + the gradient through a norm; part (+)= the gradient of its weight. */
+INLINE void norm_back(int64_t w, const float *g, const float *x, const float *weight, float inverse, const float *base, float *to, float *part) {
+    float along = dot3(g, weight, x, w) * inverse * inverse / (float)w;
+    if (part) for (int64_t i = 0; i < w; i++) part[i] += g[i] * x[i] * inverse;
+    for (int64_t i = 0; i < w; i++) to[i] = (base ? base[i] : 0) + inverse * (g[i] * weight[i] - x[i] * along);
+}
+
 /* blocks: [ceil(n / BLOCK), w], the parts of the weight's gradient, or NULL where nobody asks for it. */
 void groundup_norm_back(int64_t n, int64_t w, const float *grad, const float *x, const float *weight, const float *inverse, float *for_x,
                         float *blocks, float *for_weight, int64_t threads) {
@@ -46,13 +61,7 @@ void groundup_norm_back(int64_t n, int64_t w, const float *grad, const float *x,
         for (int64_t b = 0; b < count; b++) {
             float *part = blocks ? blocks + b * w : 0;
             if (part) for (int64_t i = 0; i < w; i++) part[i] = 0;
-            for (int64_t r = b * BLOCK; r < n && r < (b + 1) * BLOCK; r++) {
-                const float *g = grad + r * w, *from = x + r * w;
-                float *to = for_x + r * w, factor = inverse[r];
-                float along = dot3(g, weight, from, w) * factor * factor / (float)w;
-                for (int64_t i = 0; i < w; i++) to[i] = factor * (g[i] * weight[i] - from[i] * along);
-                if (part) for (int64_t i = 0; i < w; i++) part[i] += g[i] * from[i] * factor;
-            }
+            for (int64_t r = b * BLOCK; r < n && r < (b + 1) * BLOCK; r++) norm_back(w, grad + r * w, x + r * w, weight, inverse[r], 0, for_x + r * w, part);
         }
         if (blocks) {
 #pragma omp for schedule(static)
@@ -109,8 +118,16 @@ typedef struct {
     int64_t batch, head, token; /* numbers from one to the next; those of a head lie side by side */
 } Strides;
 
-/* Each head's halves (a, b) turned by the position's angle: (a cos - b sin, b cos + a sin); `way` -1 turns back, 0 only copies. cos and sin:
-   [rows, t, half] with rows 1 or b. */
+/* A head's halves (a, b) become (a cos - b sin, b cos + a sin); `way` -1 turns back. */
+INLINE void turn(int64_t half, const float *x, const float *c, const float *s, float way, float *y) {
+    for (int64_t i = 0; i < half; i++) {
+        float a = x[i], b = x[i + half];
+        y[i] = a * c[i] - way * b * s[i];
+        y[i + half] = b * c[i] + way * a * s[i];
+    }
+}
+
+/* Each head turned by its position's angle; `way` 0 only copies. cos and sin: [rows, t, half] with rows 1 or b. */
 void groundup_turn(int64_t b, int64_t heads, int64_t t, int64_t half, const float *x, const Strides *from, const float *cos, const float *sin,
                    int64_t rows, int64_t way, float *y, const Strides *to, int64_t threads) {
 #pragma omp parallel for num_threads((int)threads) if (b * heads * t * half > 8192) schedule(static)
@@ -121,13 +138,7 @@ void groundup_turn(int64_t b, int64_t heads, int64_t t, int64_t half, const floa
             const float *first = x + row * from->batch + h * from->head + at * from->token;
             float *turned = y + row * to->batch + h * to->head + at * to->token;
             if (way == 0) for (int64_t i = 0; i < 2 * half; i++) turned[i] = first[i];
-            else if (way > 0) {
-                for (int64_t i = 0; i < half; i++) turned[i] = first[i] * c[i] - first[i + half] * s[i];
-                for (int64_t i = 0; i < half; i++) turned[i + half] = first[i + half] * c[i] + first[i] * s[i];
-            } else {
-                for (int64_t i = 0; i < half; i++) turned[i] = first[i] * c[i] + first[i + half] * s[i];
-                for (int64_t i = 0; i < half; i++) turned[i + half] = first[i + half] * c[i] - first[i] * s[i];
-            }
+            else turn(half, first, c, s, (float)way, turned);
         }
     }
 }
@@ -496,32 +507,6 @@ static void lay(const Laid *all, int64_t count, int turned, int64_t threads) {
     }
 }
 
-static void normed(int64_t n, int64_t w, const float *x, const float *weight, const float *inverse, float *y) {
-    for (int64_t r = 0; r < n; r++) {
-        for (int64_t i = 0; i < w; i++) y[r * w + i] = x[r * w + i] * inverse[r] * weight[i];
-    }
-}
-
-static void inverses(int64_t n, int64_t w, float eps, const float *x, int64_t ld, float *inverse) {
-    for (int64_t r = 0; r < n; r++) inverse[r] = 1.0f / __builtin_sqrtf(dot(x + r * ld, x + r * ld, w) / (float)w + eps);
-}
-
-/* One row: to = base + the gradient through a norm; part (+)= the gradient of its weight. */
-INLINE void norm_back(int64_t w, const float *g, const float *x, const float *weight, float inverse, const float *base, float *to, float *part) {
-    float along = dot3(g, weight, x, w) * inverse * inverse / (float)w;
-    if (part) for (int64_t i = 0; i < w; i++) part[i] += g[i] * x[i] * inverse;
-    for (int64_t i = 0; i < w; i++) to[i] = (base ? base[i] : 0) + inverse * (g[i] * weight[i] - x[i] * along);
-}
-
-/* A head's halves (a, b) become (a cos - b sin, b cos + a sin); `way` -1 turns back. */
-INLINE void turn(int64_t half, const float *x, const float *c, const float *s, float way, float *y) {
-    for (int64_t i = 0; i < half; i++) {
-        float a = x[i], b = x[i + half];
-        y[i] = a * c[i] - way * b * s[i];
-        y[i + half] = b * c[i] + way * a * s[i];
-    }
-}
-
 static Attention of_layer(const Layer *l) {
     int64_t q = queries_of(l), all = qkv_of(l);
     Strides in = {l->t * all, l->d, all}, outs = {l->t * q, l->d, q};
@@ -551,7 +536,7 @@ void groundup_layer(const Layer *l, const float *x, float *keep, float *y, float
     for (int64_t begin = 0; begin < tokens; begin += BLOCK) {
         int64_t rows = least(BLOCK, tokens - begin);
         float *block = each + omp_get_thread_num() * size, *raw = kept.raw + begin * all;
-        inverses(rows, w, l->eps, x + begin * w, w, kept.inverse + begin);
+        inverses(rows, w, l->eps, x + begin * w, kept.inverse + begin);
         normed(rows, w, x + begin * w, l->norm, kept.inverse + begin, block);
         times(rows, block, w, w, panels, all, raw, all, 0);
         for (int64_t r = 0; r < rows; r++) {
@@ -560,7 +545,7 @@ void groundup_layer(const Layer *l, const float *x, float *keep, float *y, float
                 float *from = raw + r * all + h * l->d, *to = kept.turned + (begin + r) * all + h * l->d, inverse = 1;
                 const float *weight = h < l->heads ? l->q_norm : l->k_norm;
                 if (weight) {
-                    inverses(1, l->d, l->eps, from, 0, &inverse);
+                    inverses(1, l->d, l->eps, from, &inverse);
                     normed(1, l->d, from, weight, &inverse, to);
                 }
                 turn(l->d / 2, weight ? to : from, l->cos + at, l->sin + at, 1, to);
@@ -575,7 +560,7 @@ void groundup_layer(const Layer *l, const float *x, float *keep, float *y, float
         float *middle = kept.middle + begin * w, *gate_up = kept.gate_up + begin * 2 * hidden, *to = y + begin * w;
         for (int64_t i = 0; i < rows * w; i++) middle[i] = x[begin * w + i];
         times(rows, kept.attended + begin * q, q, q, for_o, w, middle, w, 1);
-        inverses(rows, w, l->eps, middle, w, kept.second_inverse + begin);
+        inverses(rows, w, l->eps, middle, kept.second_inverse + begin);
         normed(rows, w, middle, l->second_norm, kept.second_inverse + begin, block);
         times(rows, block, w, w, for_gate, 2 * hidden, gate_up, 2 * hidden, 0);
         for (int64_t r = 0; r < rows; r++) {
@@ -691,7 +676,7 @@ void groundup_layer_back(const Layer *l, const float *x, float *keep, const floa
                     const float *weight = h < l->heads ? l->q_norm : l->k_norm, *raw = kept.raw + (begin + r) * all + h * d;
                     turn(d / 2, to, l->cos + at, l->sin + at, -1, to);
                     if (!weight) continue;
-                    inverses(1, d, l->eps, raw, 0, &inverse);
+                    inverses(1, d, l->eps, raw, &inverse);
                     norm_back(d, to, raw, weight, inverse, 0, to, part + (h < l->heads ? at_q_norm : at_k_norm));
                 }
             }
