@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from groundup.core.errors import ModelError
 from groundup.core.registry import MODELS, Card
@@ -140,15 +141,15 @@ class Layer(nn.Module):
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, may, path, cache, layer)
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
-
     def _bare_weights(self) -> fused.LayerWeights | None:
         """Its weights, where all of it is plain matrices without biases or experts, and nobody watches a part."""
         a, m = self.self_attn, self.mlp
-        if not isinstance(m, MLP):
+        if not isinstance(m, MLP) or _has_any_global_hook():
             return None
         linear = (a.q_proj, a.k_proj, a.v_proj, a.o_proj, m.gate_proj, m.up_proj, m.down_proj)
         norms = (self.input_layernorm, self.post_attention_layernorm, a.q_norm, a.k_norm)
-        if any(type(x) is not nn.Linear or x.bias is not None for x in linear) or any(lora.watched(x) for x in (a, m, *linear, *norms) if x is not None):
+        plain = all(type(x) is nn.Linear and x.bias is None for x in linear) and all(type(x) is RMSNorm for x in norms if x is not None)
+        if not plain or any(lora.watched(x) for x in (a, m, *linear, *norms) if x is not None):
             return None
         q, k, v, o, gate, up, down = (x.weight for x in linear)
         norm, second, q_norm, k_norm = (None if x is None else x.weight for x in norms)
