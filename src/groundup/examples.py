@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import html
 import itertools
-import json
 import os
 import shutil
 from collections import Counter
@@ -26,6 +25,7 @@ from groundup.core.recipe import Data
 from groundup.core.registry import TASKS
 from groundup.data.chat_tokens import LEFT_OUT_ZH, parse, render, versions
 from groundup.data.cleaning import CODES_ZH
+from groundup.data.conversations import as_read
 from groundup.data.corpus import rejection
 from groundup.data.documents import open_parts
 from groundup.data.prepare import Prepared, prepare
@@ -38,17 +38,20 @@ STYLE = "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto}pre{white-
 
 
 def task_for(spec: str) -> str | None:
-    """The task that the first records which can be read are examples for; None for plain text."""
+    """The task that the first records which can be read are examples for, or would be if they were whole; None for plain text."""
+    damaged = None
     for name in ("instruction-tuning", "preference-tuning"):
         try:
             config = TASKS.get(name).target.reads(Data(source=spec))
             items = [i for part in open_parts(config) for i in part.items if i.kind != "file"]
-            found = (f.text for item in items[:3] for f in itertools.islice(read_item(item, config), 20))
-            if any(text is not None and text.startswith('{"messages": ') for text in found):
+            found = [f for item in items[:3] for f in itertools.islice(read_item(item, config), 20)]
+            if any(f.text is not None and f.text.startswith('{"messages": ') for f in found):
                 return name
+            if any(f.reason is not None and f.reason.code in ("empty", "schema", "roles", "nothing to learn") for f in found):
+                damaged = damaged or name
         except DataError:
             pass  # what is wrong with it is said when it is read
-    return None
+    return damaged
 
 
 def prepared_for(config: Data, task: str | None) -> Prepared:
@@ -212,9 +215,7 @@ def review(prepared: Prepared, fix: Path | None) -> tuple[list[dict[str, Any]], 
                     flagged += 1
                     removed_file.write(rejection(corpus.describe(int(i)), reasons[0], text))
                 else:
-                    kept_file.write(
-                        json.dumps(conversation, ensure_ascii=False).encode("utf-8") + b"\n"
-                    )
+                    kept_file.write(as_read(conversation).encode("utf-8") + b"\n")
     found = [
         _problem(
             f"{n:,} records: {code}",

@@ -136,18 +136,21 @@ def _section(spec: str, overrides: dict[str, Any]) -> Any:
 def data_show(
     spec: str, overrides: dict[str, Any], grid: Path | None, model: str | None = None, page: Path | None = None
 ) -> dict[str, Any]:
+    from groundup import examples
     from groundup.data import statistics
 
     if model is not None:
-        from groundup import examples
-
         facts = examples.view(_section(spec, overrides), model)
         if page is not None:
             examples.write_page(facts, page)
             facts["page"] = str(page)
         return facts
-    prepared, classification = _prepared(spec, overrides)
+    task = examples.task_for(spec) if grid is None else None
+    prepared, classification = _prepared(spec, overrides) if task is None else (examples.prepared_for(_section(spec, overrides), task), False)
     facts = statistics.describe(prepared, classification=classification)
+    if task is not None:
+        facts["notes"] += [f"examples for {task}: --model MODEL shows them as that model will see them"]
+        facts["notes_zh"] += [f"{task} 的样本：加 --model MODEL 可查看模型实际读到的内容"]
     if grid is not None:
         try:
             grid.parent.mkdir(parents=True, exist_ok=True)

@@ -922,7 +922,7 @@ def generate(model: str | Path | Run | modelfolder.Loaded, *prompts: str, trust_
     how = Sampling(**sampling)
     how.stop_tokens = [*how.stop_tokens, *tokenizer.turn_ends()]
     texts = [""] * len(prompts)
-    for i, piece in write(loaded.model, tokenizer, [tokenizer.encode_prompt(p) for p in prompts], how):
+    for i, piece in write(loaded.model, tokenizer, [tokenizer.encode_prompt(p) for p in prompts], how, continued=True):
         texts[i] += piece
     return texts
 

@@ -28,7 +28,7 @@ def generate(model: str, prompts: Sequence[str], how: Sampling, *, as_json: bool
     begin, texts, streams = time.perf_counter(), [""] * len(rows), list[TextStream]()
     if not as_json and len(rows) == 1:
         _show(prompts[0])
-    for i, piece in write(loaded.model, tokenizer, rows, how, streams):  # type: ignore[arg-type]
+    for i, piece in write(loaded.model, tokenizer, rows, how, streams, continued=True):  # type: ignore[arg-type]
         texts[i] += piece
         if as_json:
             _line({"prompt": i, "text": piece})

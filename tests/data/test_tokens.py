@@ -222,3 +222,20 @@ def test_two_processes_that_tokenise_the_same_text_do_not_disturb_each_other(tmp
     both = [subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     told = {p.communicate(timeout=120)[0] for p in both}
     assert len(told) == 1 and told != {""}
+
+
+def test_a_prompt_begins_as_its_tokenizer_says():
+    """As transformers' own: with a begin where its post-processor puts one, without where it puts none; ours separate documents by one token."""
+    import tokenizers
+    from tokenizers import processors
+
+    from groundup.data.tokenizers import SPECIAL, Tokenizer, train_bpe
+
+    ours = train_bpe(["a word and another word " * 20], 300, exact=False)
+    assert ours.encode_prompt("a")[0] == ours.begin and ours.encode_prompt("") == [ours.begin]
+    core = tokenizers.Tokenizer.from_str(ours.core.to_str())
+    chat = {"bos_token": SPECIAL[1], "eos_token": SPECIAL[2]}
+    assert Tokenizer(core, chat).encode_prompt("a") == ours.encode("a"), "a begin of turns is none of texts"
+    begin = core.token_to_id(SPECIAL[1])
+    core.post_processor = processors.TemplateProcessing(single=f"{SPECIAL[1]} $A", special_tokens=[(SPECIAL[1], begin)])
+    assert Tokenizer(core, chat).encode_prompt("a") == [begin, *ours.encode("a")]

@@ -20,8 +20,8 @@ SPEAKERS = {
     "developer": "system", "tool": "tool", "observation": "tool", "function_response": "tool", "ipython": "tool", "function_call": "assistant",
 }  # fmt: skip
 PROMPTS, COMPLETIONS = ("prompt", "question", "query", "input", "text_a"), ("completion", "response", "answer", "output", "target")
-PREFERENCE = {"chosen", "rejected", "rejected_response", "responses"}
-PREFERENCES = "chosen, rejected (with prompt, messages, conversations or instruction); prompt, responses with scores or ranks"
+PREFERENCE = {"chosen", "rejected", "rejected_response", "responses", "answers"}
+PREFERENCES = "chosen, rejected (with prompt, messages, conversations or instruction); prompt, responses (answers) with scores or ranks"
 FORMATS = "messages; conversations (ShareGPT); instruction, input, output (Alpaca); prompt, completion; text"
 
 
@@ -104,8 +104,8 @@ def read_preference(record: Any) -> dict[str, Any] | Reason:
     """A record as a preference: the turns before an answer, and two or more answers, the best one first."""
     if not isinstance(record, dict) or not PREFERENCE & record.keys():
         return Reason("format", f"no preference; known: {PREFERENCES}", f"不是偏好数据；支持：{PREFERENCES}", damaged=True)
-    if "responses" in record:
-        answers = _ranked(record["responses"], record.get("scores"), record.get("ranks", record.get("ranking")))
+    if "responses" in record or "answers" in record:
+        answers = _ranked(record.get("responses", record.get("answers")), record.get("scores"), record.get("ranks", record.get("ranking")))
         before = _before(record)
     else:
         good, bad = record.get("chosen"), record.get("rejected", record.get("rejected_response"))
@@ -179,6 +179,13 @@ def _ranked(responses: Any, scores: Any, ranks: Any) -> list[Any] | Reason:
         return Reason("nothing to learn", "all its answers are equally good", "所有回答同样好", damaged=True)
     top = order.index(best)  # of those that are as good as the best one, one: the rest says nothing
     return [texts[top], *(t for _, t in sorted(((-o, t) for o, t in zip(order, texts) if o < best), key=lambda pair: pair[0]))]
+
+
+def as_read(conversation: dict[str, Any]) -> str:
+    """A conversation or preference as a line of a file that `read` or `read_preference` makes the same of."""
+    if "answers" not in conversation:
+        return line(conversation)
+    return line({("responses" if k == "answers" else k): v for k, v in conversation.items()})
 
 
 def line(conversation: dict[str, Any]) -> str:

@@ -114,6 +114,9 @@ class Tokenizer:
         eos, bos, pad = (self._special(name) for name in ("eos_token", "bos_token", "pad_token"))
         self.end, self.pad = eos, pad
         self.begin = bos if bos is not None else eos
+        # Whether one stands before a text is the tokenizer's own affair where it says so; where it does not, a separator of documents does.
+        own = [eos] if core.post_processor is None else core.encode("a").ids[:1]
+        self.begins = own == [self.begin]
         pattern = _words_of(json.loads(core.to_str()))
         self._words = None if pattern is None else _Words(core, pattern)
 
@@ -147,8 +150,9 @@ class Tokenizer:
         return [np.concatenate([next(found) for _ in of]) for of in parts]
 
     def encode_prompt(self, text: str) -> list[int]:
-        """What a model is given to go on from: the begin of a document, then the text."""
-        return ([] if self.begin is None else [self.begin]) + self.encode(text)
+        """What a model is given to go on from: the begin of a document, unless the tokenizer puts none before a text, then the text."""
+        ids = self.encode(text)
+        return ids if self.begin is None or (ids and not self.begins) else [self.begin, *ids]
 
     def encode_rendered(self, text: str) -> list[int]:
         """A rendered chat template: special tokens in it are special."""

@@ -378,7 +378,11 @@ def generate(model: LanguageModel, prompts: Sequence[Sequence[int]], how: Sampli
 
 @dataclass
 class TextStream:
-    """Text out of tokens as they come: whole characters only, and nothing of a stop text, not even its beginning."""
+    """Text out of tokens as they come: whole characters only, and nothing of a stop text, not even its beginning.
+
+    Args:
+        prompt: the last tokens of a text that this one goes on from.
+    """
 
     tokenizer: Tokenizer
     stop: Sequence[str] = ()
@@ -387,6 +391,7 @@ class TextStream:
     done: bool = False
     ids: list[int] = field(default_factory=list)
     read: tuple[int, int] = (0, 0)
+    prompt: Sequence[int] = ()
 
     def add(self, token: int | None) -> str:
         """The new piece of text; None ends the text and gives what was held back."""
@@ -396,7 +401,8 @@ class TextStream:
             self.ids.append(token)
         # Only the last tokens are decoded, after those before them: some decoders write a token otherwise where a text begins.
         before, behind = self.read
-        told, text = (self.tokenizer.decode(part) for part in (self.ids[before:behind], self.ids[before:]))
+        head = list(self.prompt) if before == 0 else []
+        told, text = (self.tokenizer.decode(head + part) for part in (self.ids[before:behind], self.ids[before:]))
         if token is None or not text.endswith("\ufffd"):  # else the bytes of a character that is not whole yet
             self.text += text[len(told) :]
             self.read = (behind, len(self.ids))
@@ -414,15 +420,22 @@ class TextStream:
 
 
 def write(
-    model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], how: Sampling, texts: list[TextStream] | None = None
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    how: Sampling,
+    texts: list[TextStream] | None = None,
+    *,
+    continued: bool = False,
 ) -> Iterator[tuple[int, str]]:
     """Pieces of text as (prompt's number, text), as they come.
 
     Args:
+        continued: the text stands right behind its prompt; some decoders would leave out the space between them where a text begins.
         texts: an empty list that gets the streams of the prompts, to see what became of them.
     """
     texts = [] if texts is None else texts
-    texts += [TextStream(tokenizer, how.stop) for _ in prompts]
+    texts += [TextStream(tokenizer, how.stop, prompt=p[-4:] if continued else ()) for p in prompts]
     source: Any = stream(model, prompts, how)
     ended: set[int] = set()
     try:
