@@ -348,7 +348,7 @@ def tune(
         str,
         typer.Option(
             "--method",
-            metavar="full|lora|qlora|freeze|head|head-first|gradual|peft",
+            metavar="full|lora|qlora|rslora|dora|pissa|freeze|head|head-first|gradual|peft",
             help=_help(
                 "What is trained: everything, low-rank adapters (qlora: on a base in few bits), the last layer groups, the head, the head first and then all, one group after the other, or any "
                 "method of PEFT.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -83,7 +84,8 @@ def open_run(
                     "{out} is not a run folder, and no recipe was given to start one",
                     "{out} 不是运行目录，也没有给出用于新训练的 recipe",
                     out=out,
-                    fix="groundup train RECIPE --resume --out {out}",
+                    quoted=shlex.quote(str(out)),
+                    fix="groundup train RECIPE --resume --out {quoted}",
                 )
             raise RecipeError("no recipe was given", "没有给出 recipe", fix="groundup recipes")
         resolved = _absolute(load(recipe, overrides))

@@ -624,10 +624,16 @@ def _model_bytes(model: nn.Module) -> int:
 
 # -- tune ----------------------------------------------------------------------------------------------------------------------
 def _named(method: str, overrides: Overrides | None, bits: int | None = None) -> tuple[str, dict[str, Any]]:
-    """The method and settings that a name stands for: qlora is lora on a base in few bits (4 on GPUs; 8 on CPUs, where 4 are slow)."""
-    if method != "qlora":
+    """The method and settings that a name stands for: kinds of lora; qlora's base is in few bits (4 on GPUs; 8 on CPUs, where 4 are slow)."""
+    kinds: dict[str, dict[str, Any]] = {
+        "qlora": {"method.bits": bits or (4 if torch.cuda.is_available() else 8)},
+        "rslora": {"method.rs": True},
+        "dora": {"method.dora": True},
+        "pissa": {"method.init": "pissa"},
+    }
+    if method not in kinds:
         return method, dict(overrides or {})
-    return "lora", {"method.bits": bits or (4 if torch.cuda.is_available() else 8), **(overrides or {})}
+    return "lora", kinds[method] | dict(overrides or {})
 
 
 def tuning_recipe(
@@ -839,13 +845,23 @@ def _text_against(
     _can_answer(second)
     _reads_examples(second, data)
     mine, theirs = (getattr(m.task, "tokenizer", None) for m in (loaded, second))
-    facts = [(type(m.task), getattr(m.task, "context", None), getattr(m.task, "template", None)) for m in (loaded, second)]
-    if mine is None or theirs is None or mine.core.to_str() != theirs.core.to_str() or facts[0] != facts[1]:
+    context = getattr(loaded.task, "context", 0)
+    if isinstance(second.task, LanguageModeling) and getattr(second.model, "context", 0) >= context:
+        second.task._set_context(context)  # both read each record as far as this one does
+    differs = {
+        ("tokenizers", "分词器"): mine is None or theirs is None or mine.core.to_str() != theirs.core.to_str(),
+        ("tasks", "任务"): type(loaded.task) is not type(second.task),
+        ("chat templates", "对话模板"): getattr(loaded.task, "template", None) != getattr(second.task, "template", None),
+        ("contexts", "上下文长度"): context != getattr(second.task, "context", 0),
+    }
+    if any(differs.values()):
         raise ModelError(
-            "{a} and {b} cannot be compared record by record: their tokenizers, chat templates, contexts or tasks differ",
-            "{a} 与 {b} 无法逐条比较：分词器、对话模板、上下文长度或任务不同",
+            "{a} and {b} cannot be compared record by record: their {what} differ",
+            "{a} 与 {b} 无法逐条比较：{what_zh}不同",
             a=loaded.path,
             b=second.path,
+            what=" and ".join(en for (en, _), other in differs.items() if other),
+            what_zh="、".join(zh for (_, zh), other in differs.items() if other),
             fix="compare the bits_per_byte of two evaluations, or --harness",
             fix_zh="分别评估后比较 bits_per_byte，或使用 --harness",
         )

@@ -36,6 +36,8 @@ def test_a_model_of_plain_text_is_evaluated_on_examples_and_compared_with_its_tu
     assert found["records"] == alone["records"] == len(ADDITIONS) and alone["metric"] == found["metric"]
     (loss,) = [r for r in found["against"]["rows"] if r["metric"] == "loss"]
     assert loss["before"] == pytest.approx(alone["metrics"]["loss"], rel=1e-5) and loss["after"] == pytest.approx(found["metrics"]["loss"], rel=1e-5)
+    shorter = gu.tune(base, data, "full", {"train.steps": 2, "task.context": 48}, out=tmp_path / "shorter")
+    assert gu.evaluate(shorter, data, against=base)["against"]["rows"], "both read as far as the first one does"
     low, high = loss["difference_interval"]
     assert low <= loss["after"] - loss["before"] <= high < 0
 
@@ -90,6 +92,20 @@ def test_ranked_answers_are_shown_whole_and_what_holds_nothing_is_told_apart(bas
     run = gu.tune(base, written(tmp_path / "long.jsonl", [*ADDITIONS, long]), "full", {"train.steps": 2}, out=tmp_path / "run")
     told = capsys.readouterr()
     assert run.path.is_dir() and "hold nothing to learn within the context: left out" in told.out + told.err and "0 of" not in told.out + told.err
+
+
+def test_cleaned_preferences_are_read_again_and_broken_examples_are_recognised(tmp_path, capsys):
+    pairs = written(tmp_path / "pairs.jsonl", [{"prompt": f"add {n} and 1", "chosen": str(n + 1), "rejected": "none"} for n in range(3)])
+    again = str(tmp_path / "again.jsonl")
+    assert main(["data", "check", pairs, "--fix", again]) == 0
+    capsys.readouterr()
+    for file in (pairs, again):
+        assert main(["data", "check", file, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["task"] == "preference-tuning"
+        assert main(["data", "show", file]) == 0 and "examples for preference-tuning" in capsys.readouterr().out
+    broken = tmp_path / "broken.json"
+    broken.write_text(json.dumps([{"instruction": "a", "output": ""}] * 3), encoding="utf-8")
+    assert main(["data", "check", str(broken)]) == 2 and "is empty" in capsys.readouterr().err
 
 
 def test_a_cut_archive_is_a_finding(tmp_path, capsys):

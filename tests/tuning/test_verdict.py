@@ -42,6 +42,11 @@ def test_qlora_is_lora_on_a_base_in_few_bits():
     assert pipeline._named("full", None) == ("full", {})
 
 
+@pytest.mark.parametrize("name, settings", [("dora", {"method.dora": True}), ("rslora", {"method.rs": True}), ("pissa", {"method.init": "pissa"})])
+def test_kinds_of_lora_have_names(name, settings):
+    assert pipeline._named(name, {"method.rank": 4}) == ("lora", settings | {"method.rank": 4})
+
+
 def test_a_bare_list_of_turns_is_a_conversation():
     assert conversations.turns_key([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]) == "messages"
     assert conversations.turns_key([{"from": "human", "value": "a"}]) == "conversations"
