@@ -105,6 +105,20 @@ def test_they_are_tuned_and_saved_as_ours_are(method, tmp_path):
         torch.testing.assert_close(opened(x).logits, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_lora_inside_modules_with_weights_of_their_own(tmp_path):
+    folder_of("mamba", tmp_path / "base")
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(json.dumps({"instruction": f"sky {i}", "output": "blue"}) for i in range(20)), encoding="utf-8")
+    run = gu.tune(tmp_path / "base", str(data), "lora", {"train.steps": 3, "optim.lr": 0.01}, out=tmp_path / "run")
+    base, tuned = modelfolder.load(tmp_path / "base").model, run.load().model
+    adapters = lora.adapted(tuned)
+    assert adapters and all(bool(m.lora_B.weight.any()) for m in adapters.values())
+    own = dict(base.named_parameters())
+    still = [n for n, p in tuned.named_parameters() if n in own]
+    assert any("A_log" in n for n in still) and all(torch.equal(tuned.get_parameter(n), own[n]) for n in still)
+
+
 def test_forms_that_ours_lacks_go_through_transformers():
     config = {
         "architectures": ["LlamaForCausalLM"],

@@ -60,7 +60,7 @@ class Stage:
         """Trains everything but the frozen modules."""
         still = {id(p) for module in self.frozen for p in module.parameters()}
         for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) not in still)
+            parameter.requires_grad_(id(parameter) not in still and not hasattr(parameter, "stays_frozen"))
         model.train()
         for module in self.frozen:
             module.eval()

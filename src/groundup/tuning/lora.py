@@ -89,5 +89,14 @@ def lora(
         quantize(model, names, bits)
     own = {id(p) for m in layers for p in (*m.lora_A.parameters(), *m.lora_B.parameters(), m.lora_magnitude_vector) if p is not None}
     keep_only_trained(model)
-    leaves = [m for m in model.modules() if not isinstance(m, LoRALinear) and any(True for _ in m.parameters(recurse=False))]
-    return [m for m in leaves if not any(id(p) in own for p in m.parameters(recurse=False))]
+    frozen = []
+    for module in model.modules():
+        direct = list(module.parameters(recurse=False))
+        if isinstance(module, LoRALinear) or not direct or any(id(p) in own for p in direct):
+            continue
+        if any(isinstance(m, LoRALinear) for m in module.modules()):  # adapters stand in it: only what is its own is frozen
+            for parameter in direct:
+                parameter.stays_frozen = True  # type: ignore[attr-defined]
+        else:
+            frozen.append(module)
+    return frozen
