@@ -76,7 +76,6 @@ def _share(seed: int, epoch: int) -> Tensor:
     return CounterRandom(seed, zero + epoch, zero).uniform("cut")
 
 
-
 @TASKS.register(
     "language-modeling",
     Card(

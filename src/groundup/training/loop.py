@@ -32,6 +32,7 @@ from groundup.core.run import RunFolder
 from groundup.evaluation.evaluate import evaluate
 from groundup.metrics import MetricSet
 from groundup.models import fused
+from groundup.models.language import LanguageModel
 from groundup.tasks.base import Encoded, Task
 from groundup.training.batches import Batches
 from groundup.training.checkpoint import Checkpoints, load_weights
@@ -276,7 +277,7 @@ def step(state: TrainState, batches: Batches, task: Task, plan: Plan) -> Report:
     if state.scaler is not None:
         for optimizer in state.optimizers:
             state.scaler.unscale_(optimizer)
-    norm = _adjust([p for p in model.parameters() if p.grad is not None], batches.batch_size, count, plan.clip_norm)
+    norm = _adjust(model, batches.batch_size, count, plan.clip_norm)
     if state.scaler is not None or plan.device.type == "cpu":  # the host decides: fp16 scaling waits anyway, on the CPU reading is free
         finite = math.isfinite(float(norm)) and math.isfinite(float(loss_sum))
         if state.scaler is not None:
@@ -301,10 +302,14 @@ def step(state: TrainState, batches: Batches, task: Task, plan: Plan) -> Report:
     return Report(state.step, lr, norm, loss_sum, count)
 
 
-def _adjust(parameters: Sequence[nn.Parameter], assumed: int, count: int | Tensor, most: float | None) -> Tensor:
+def _adjust(model: nn.Module, assumed: int, count: int | Tensor, most: float | None) -> Tensor:
     """Gradients per item instead of per `assumed` items, shortened to the norm `most`; returns the norm before that."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if isinstance(count, int) and all(g.is_contiguous() for g in gradients) and fused.takes(*gradients):
+    # Language models have use for the kernels anyway: for others they would be compiled for this alone.
+    kernels = isinstance(model, LanguageModel) and isinstance(count, int) and all(g.is_contiguous() for g in gradients)
+    if kernels and fused.takes(*gradients):
+        assert isinstance(count, int)
         return fused.adjust_(gradients, assumed / count, most)
     if isinstance(count, Tensor) or count != assumed:
         torch._foreach_mul_(gradients, assumed / count)
