@@ -174,59 +174,78 @@ LAYERS = [  # batch, length, width, heads, kv_heads, hidden, norms of queries an
 ]
 
 
-def layer_of(width, heads, kv_heads, hidden, qk_norm):
-    made = Decoder((8,), 16, layers=1, width=width, heads=heads, kv_heads=kv_heads, hidden=hidden, qk_norm=qk_norm)
+def layers_of(width, heads, kv_heads, hidden, qk_norm, **settings):
+    made = Decoder((8,), 16, layers=2, width=width, heads=heads, kv_heads=kv_heads, hidden=hidden, qk_norm=qk_norm, **settings)
     for p in made.parameters():
         torch.nn.init.normal_(p, std=p.shape[-1] ** -0.5) if p.ndim == 2 else torch.nn.init.normal_(p, mean=1, std=0.2)
-    return made, made.model.layers[0]
+    return made
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """What is run as layers after each other."""
+    names, function = [], fused._run_layers
+    monkeypatch.setattr(fused, "_run_layers", lambda name, *rest: (names.append(name), function(name, *rest)))
+    return names
 
 
 @pytest.mark.parametrize("shape", LAYERS)
-def test_layer(shape, monkeypatch):
+def test_layers(shape, run):
     b, t, width, heads, kv_heads, hidden, qk_norm, document, window = shape
-    model, layer = layer_of(width, heads, kv_heads, hidden, qk_norm)
+    model = layers_of(width, heads, kv_heads, hidden, qk_norm, window=window, window_from=1)
     documents = None if document is None else torch.arange(t).expand(b, t) // document
-    positions = torch.arange(t)[None] if documents is None else language.positions_of(documents)
-    angles = positions[:, None, :, None].float() * model.frequency
-    spans = language.Spans.of(documents, t, window, torch.device("cpu"))
-    run = []
-    monkeypatch.setattr(fused, "_run_layer", lambda name, *rest, run_layer=fused._run_layer: (run.append(name), run_layer(name, *rest)))
+    tokens = torch.randint(16, (b, t))
 
-    def whole(x, *weights):
-        return torch.func.functional_call(layer, dict(zip(names, weights)), (x, angles.cos(), angles.sin(), spans, "sdpa", None, 0))
+    def whole(*weights):
+        return torch.func.functional_call(Features(model), dict(zip(names, weights)), (tokens, documents))
 
-    names, weights = zip(*layer.named_parameters())
+    names, weights = zip(*Features(model).named_parameters())
 
-    def parts(x, *weights):
-        layer.mlp.register_forward_hook(lambda *_: seen.append(1))  # whoever watches a part is told
-        return whole(x, *weights)
+    def parts(*weights):
+        model.model.layers[1].mlp.register_forward_hook(lambda *_: seen.append(1))  # whoever watches a part is told
+        return whole(*weights)
 
     seen = []
-    both_ways(whole, parts, torch.randn(b, t, width), *weights)
-    assert run == ["layer", "layer_back"] and seen == [1]
+    both_ways(whole, parts, *weights)
+    assert run == ["layers", "layers_back"] and seen == [1]
 
 
-def test_layer_with_frozen_matrices():
-    model, layer = layer_of(64, 2, 2, 96, False)
-    x = torch.randn(2, 8, 64)
+class Features(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens, documents):
+        return self.model.features(tokens, documents)
+
+
+def test_layers_with_frozen_matrices(run):
+    model = layers_of(64, 2, 2, 96, False)
     model.requires_grad_(False)
-    layer.mlp.up_proj.weight.requires_grad_(True)
-    angles = torch.arange(8)[None, None, :, None].float() * model.frequency
-    layer(x, angles.cos(), angles.sin(), language.Spans.of(None, 8, None, x.device), "sdpa", None, 0).sum().backward()
-    assert {n for n, p in layer.named_parameters() if p.grad is not None} == {"mlp.up_proj.weight"}
+    model.model.layers[0].mlp.up_proj.weight.requires_grad_(True)
+    model.features(torch.zeros(1, 8, dtype=torch.int64)).sum().backward()
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == {"model.layers.0.mlp.up_proj.weight"}
+    assert run == ["layers", "layers_back"]
 
 
-def test_layers_in_other_precisions_stay_with_torch(monkeypatch):
-    model, _ = layer_of(64, 2, 2, 96, False)
-    monkeypatch.setattr(fused, "_run_layer", lambda *_: pytest.fail("a kernel in float32"))
+def test_layers_that_are_computed_again_are_run_alone(run):
+    model = layers_of(64, 2, 2, 96, False)
+    model.recompute("whole")
+    model.features(torch.zeros(1, 8, dtype=torch.int64)).sum().backward()
+    assert not run
+
+
+def test_layers_in_other_precisions_stay_with_torch(run):
+    model = layers_of(64, 2, 2, 96, False)
     with torch.autocast("cpu", torch.bfloat16):
         model.features(torch.zeros(1, 8, dtype=torch.int64))
     model.double().features(torch.zeros(1, 8, dtype=torch.int64))
+    assert not run
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_layer_with_any_number_of_threads(threads):
-    model, _ = layer_of(128, 4, 2, 160, True)
+def test_layers_with_any_number_of_threads(threads):
+    model = layers_of(128, 4, 2, 160, True)
     tokens, found = torch.randint(16, (5, 60)), []
     before = torch.get_num_threads()
     for count in (2, threads):

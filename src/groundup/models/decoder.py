@@ -5,6 +5,7 @@ Parameter names are those of Llama, Mistral, Qwen2, Qwen3 and Qwen3-MoE in trans
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -136,20 +137,18 @@ class Layer(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, may: Seen, path: AttentionPath, cache: Cache | None, layer: int
     ) -> Tensor:
-        if isinstance(may, Spans) and (weights := self._bare_weights()) and fused.layer_takes(x, weights, self.self_attn.head_dim):
-            return fused.layer(x, cos, sin, may.first, self.self_attn.q_proj.out_features // self.self_attn.head_dim, self.input_layernorm.eps, weights)
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, may, path, cache, layer)
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
-    def _bare_weights(self) -> fused.LayerWeights | None:
+    def bare_weights(self) -> fused.LayerWeights | None:
         """Its weights, where all of it is plain matrices without biases or experts, and nobody watches a part."""
         a, m = self.self_attn, self.mlp
-        if not isinstance(m, MLP) or _has_any_global_hook():
+        if not isinstance(m, MLP):
             return None
         linear = (a.q_proj, a.k_proj, a.v_proj, a.o_proj, m.gate_proj, m.up_proj, m.down_proj)
         norms = (self.input_layernorm, self.post_attention_layernorm, a.q_norm, a.k_norm)
         plain = all(type(x) is nn.Linear and x.bias is None for x in linear) and all(type(x) is RMSNorm for x in norms if x is not None)
-        if not plain or any(lora.watched(x) for x in (a, m, *linear, *norms) if x is not None):
+        if not plain or any(lora.watched(x) for x in (self, a, m, *linear, *norms) if x is not None):
             return None
         q, k, v, o, gate, up, down = (x.weight for x in linear)
         norm, second, q_norm, k_norm = (None if x is None else x.weight for x in norms)
@@ -306,16 +305,26 @@ class Decoder(LanguageModel):
         spans = self.attends_itself(self.head_dim)
         whole = seen(documents, x.shape[1], None, x.device, spans) if cache is None else None
         near = seen(documents, x.shape[1], self.window, x.device, spans) if cache is None and self.window is not None else whole
-        run = self.kept_activations()
-        for i, layer in enumerate(self.model.layers):
-            facts = (cos, sin, whole if i < self.window_from else near, self.path, cache, i)
-            h = run(layer, h, *facts)
+        may = [whole if i < self.window_from else near for i in range(len(self.model.layers))]
+        if weights := self._bare_weights(h, may):
+            h = fused.layers(h, cos, sin, [m.first for m in may if isinstance(m, Spans)], self.heads, self.norm_eps, weights)
+        else:
+            run = self.kept_activations()
+            for i, layer in enumerate(self.model.layers):
+                h = run(layer, h, cos, sin, may[i], self.path, cache, i)
         if cache is not None:
             cache.advance(x.shape[1])
         if self.experts and self.training:
             losses = [m.balance for m in self.modules() if isinstance(m, Experts) and m.balance is not None]
             self.auxiliary = self.balance * torch.stack(losses).mean()
         return self.model.norm(h)  # type: ignore[no-any-return]
+
+    def _bare_weights(self, x: Tensor, may: Sequence[Seen]) -> list[fused.LayerWeights]:
+        """The weights of all layers, where they can go through as one function; empty where not."""
+        if self.checkpointing != "none" or _has_any_global_hook() or not all(isinstance(m, Spans) for m in may):
+            return []
+        found = [w for layer in self.model.layers if isinstance(layer, Layer) and (w := layer.bare_weights())]
+        return found if len(found) == len(self.model.layers) and fused.layers_take(x, found, self.head_dim) else []
 
     def new_cache(self, rows: int, capacity: int) -> Cache:
         like = self.output_weight

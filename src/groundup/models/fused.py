@@ -156,17 +156,17 @@ class _Attend(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, first: Tensor, scale: float) -> Tensor:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         b, heads, t, d = q.shape
-        y, log_sums, scratch = q.new_empty(b, t, heads, d), q.new_empty(b, heads, t), _scratch(q)
+        y, tops, scratch = q.new_empty(b, t, heads, d), q.new_empty(b, heads, 2, -(-t // WIDTH) * WIDTH), _scratch(q)
         ctx.scale, ctx.sizes = scale, (b, heads, k.shape[1], t, d)
-        _call("attend", *ctx.sizes, q, k, v, first, len(first), scale, y, log_sums, scratch, operations=2 * _product(q, first))
-        ctx.save_for_backward(q, k, v, first, y, log_sums)
+        _call("attend", *ctx.sizes, q, k, v, first, len(first), scale, y, tops, scratch, operations=2 * _product(q, first))
+        ctx.save_for_backward(q, k, v, first, tops)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, k, v, first, y, log_sums = ctx.saved_tensors
+        q, k, v, first, tops = ctx.saved_tensors
         made = [torch.empty_like(x) for x in (q, k, v)]
-        rest = (ctx.scale, y, grad.contiguous(), log_sums, *made, _scratch(q))
+        rest = (ctx.scale, grad.contiguous(), tops, *made, _scratch(q))
         _call("attend_back", *ctx.sizes, q, k, v, first, len(first), *rest, operations=5 * _product(q, first))
         return *made, None, None
 
@@ -179,7 +179,7 @@ def _product(q: Tensor, first: Tensor) -> float:
 
 def _scratch(q: Tensor) -> Tensor:
     t, d = q.shape[2:]
-    return q.new_empty(torch.get_num_threads() * 2 * -(-t // WIDTH) * WIDTH * (d + WIDTH))
+    return q.new_empty(torch.get_num_threads() * 2 * WIDTH * (t + d))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, first: Tensor) -> Tensor:
@@ -211,7 +211,7 @@ def cross_entropy_(logits: Tensor, targets: Tensor, z_loss: float, *, back: bool
     return loss
 
 
-# -- a layer of the decoder ------------------------------------------------------------------------------------------------------
+# -- layers of the decoder -------------------------------------------------------------------------------------------------------
 LayerWeights = tuple[Tensor | None, ...]
 WEIGHTS = ("norm", "q", "k", "v", "q_norm", "k_norm", "o", "second_norm", "gate", "up", "down")
 
@@ -224,68 +224,85 @@ class _Facts(ctypes.Structure):
     ]
 
 
-class _Gradients(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("x", *WEIGHTS)]
-
-
-def _pointers(tensors: Sequence[Tensor | None]) -> list[int | None]:
-    return [None if t is None or _forecast else t.data_ptr() for t in tensors]
-
-
-class _Layer(torch.autograd.Function):
+class _Layers(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, first: Tensor, heads: int, eps: float, *weights: Tensor | None) -> Tensor:
-        x = x.contiguous()
-        b, t, width = x.shape
-        _, q, k, *_, gate, _, _ = (0 if w is None else len(w) for w in weights)
-        ctx.facts = (b, t, width, heads, k * heads // q, q // heads, gate, len(first), len(cos), eps)
-        made_from = [first, cos, sin, *weights]
-        facts = _Facts(*ctx.facts, *(1 if w is not None else None for w in made_from) if _forecast else _pointers(made_from))
-        kept, y = x.new_empty(library.loaded("train").groundup_layer_kept(ctypes.addressof(facts))), torch.empty_like(x)
-        _run_layer("layer", facts, made_from, x, kept, y)
-        ctx.save_for_backward(x, kept, *made_from)
+    def forward(ctx: Any, x: Tensor, heads: int, eps: float, cos: Tensor, sin: Tensor, count: int, *each: Tensor | None) -> Tensor:
+        ctx.settings, ctx.count, x = (heads, eps), count, x.contiguous()
+        facts = _facts(x, heads, eps, cos, sin, each, count)
+        sizes = [library.loaded("train").groundup_layer_kept(ctypes.addressof(f)) for f in facts]
+        kept, y = [x.new_empty(size + x.numel()) for size in sizes], torch.empty_like(x)  # behind what a layer keeps, what it gives to the next one
+        _run_layers("layers", facts, each, x, kept, y)
+        ctx.save_for_backward(x, cos, sin, *kept, *each)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, kept, *made_from = ctx.saved_tensors
-        made = [None if w is None or not need else torch.empty_like(w) for w, need in zip(made_from[3:], ctx.needs_input_grad[6:])]
-        for_x, facts = torch.empty_like(x), _Facts(*ctx.facts, *_pointers(made_from))
-        _run_layer("layer_back", facts, made_from, x, kept, grad.contiguous(), _Gradients(*_pointers([for_x, *made])))
-        return for_x, None, None, None, None, None, *made
+        (x, cos, sin, *kept), each = ctx.saved_tensors[: 3 + ctx.count], ctx.saved_tensors[3 + ctx.count :]
+        (heads, eps), needs = ctx.settings, ctx.needs_input_grad[6:]
+        made = [torch.empty_like(w) if need and w is not None else None for w, need in zip(each[ctx.count :], needs[ctx.count :])]
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        _run_layers("layers_back", _facts(x, heads, eps, cos, sin, each, ctx.count), each, x, kept, grad, made)
+        return grad, None, None, None, None, None, *[None] * ctx.count, *made
 
 
-def _run_layer(name: str, facts: _Facts, made_from: Sequence[Tensor | None], *arguments: Any) -> None:
-    back = name == "layer_back"
-    needed = library.loaded("train").groundup_layer_scratch(ctypes.addressof(facts), back, torch.get_num_threads())
-    operations = 0.0
-    if _forecast:  # two operations for each weight and token; back twice as many, and attention
-        tokens, weights = facts.b * facts.t, sum(w.numel() for w in made_from[3:] if w is not None and w.ndim == 2)
-        assert made_from[0] is not None
-        q = arguments[0].new_empty(facts.b, facts.heads, facts.t, facts.d)
-        operations = 2.0 * (1 + back) * tokens * weights + (5 if back else 2) * _product(q, made_from[0])
-    at = [ctypes.addressof(a) if isinstance(a, ctypes.Structure) else a for a in (facts, *arguments)]
-    _call(name, *at, arguments[0].new_empty(needed), operations=operations)
+def _pointers(tensors: Sequence[Tensor | None]) -> list[int | None]:
+    """Where they are; a forecast only asks which are there."""
+    return [None if t is None else 1 if _forecast else t.data_ptr() for t in tensors]
+
+
+def _facts(x: Tensor, heads: int, eps: float, cos: Tensor, sin: Tensor, each: Sequence[Tensor | None], count: int) -> ctypes.Array[_Facts]:
+    """Of each layer. each: the layers' `first`, then all their weights."""
+    facts, at, (at_cos, at_sin) = (_Facts * count)(), _pointers(each), _pointers((cos, sin))
+    for i in range(count):
+        begin, first = count + i * len(WEIGHTS), each[i]
+        end = begin + len(WEIGHTS)
+        _, q, k, *_, gate, _, _ = (0 if w is None else len(w) for w in each[begin:end])
+        assert first is not None
+        sizes = (*x.shape, heads, k * heads // q, q // heads, gate, len(first), len(cos))
+        facts[i] = _Facts(*sizes, eps, at[i], at_cos, at_sin, *at[begin:end])
+    return facts
+
+
+def _run_layers(
+    name: str, facts: ctypes.Array[_Facts], each: Sequence[Tensor | None], x: Tensor, kept: Sequence[Tensor], y: Tensor, made: Sequence[Tensor | None] = ()
+) -> None:
+    """Going back y is the gradient, and `made` are those of the weights."""
+    back = name == "layers_back"
+    scratch = x.new_empty(library.loaded("train").groundup_layer_scratch(ctypes.addressof(facts), back, torch.get_num_threads()))
+    if _forecast:  # of each layer two operations for each weight and token, back twice as many, and attention
+        operations = 2.0 * (1 + back) * x.shape[0] * x.shape[1] * sum(w.numel() for w in each[len(facts) :] if w is not None and w.ndim == 2)
+        for f, first in zip(facts, each):
+            assert first is not None
+            operations += (5 if back else 2) * _product(x.new_empty(f.b, f.heads, f.t, f.d), first)
+        _forecast(sum(t.numel() * t.element_size() for t in (x, y, scratch, *kept)), operations)
+        return
+    arrays = [(ctypes.c_void_p * len(a))(*_pointers(a)) for a in (kept, made)]
+    at_kept, *at_made = [ctypes.addressof(a) for a in arrays[: 1 + back]]
+    _call(name, ctypes.addressof(facts), len(facts), x, at_kept, y, *at_made, scratch)
 
 
 NARROW = 192  # what a thread needs of wider layers falls out of its cache, and the products of torch's library are quicker
 
 
-def layer_takes(x: Tensor, weights: LayerWeights, head_dim: int) -> bool:
-    """Whether `layer` can work on these, and is quicker than its parts."""
-    there = [w for w in weights if w is not None]
-    if x.shape[-1] > NARROW or head_dim % WIDTH or any(n % WIDTH for w in there for n in w.shape) or torch.is_autocast_enabled("cpu"):
+def layers_take(x: Tensor, weights: Sequence[LayerWeights], head_dim: int) -> bool:
+    """Whether `layers` can work on these, and is quicker than its parts."""
+    there = [w for layer in weights for w in layer if w is not None]
+    if x.shape[-1] > NARROW or head_dim % WIDTH or torch.is_autocast_enabled("cpu") or any(n % WIDTH for w in there for n in w.shape):
         return False
     return takes(x, *there)
 
 
-def layer(x: Tensor, cos: Tensor, sin: Tensor, first: Tensor, heads: int, eps: float, weights: LayerWeights) -> Tensor:
-    """x + attention(norm(x)), then x + mlp(norm(x)), on x [B, T, width]; cos, sin: [1 or B, 1, T, head_dim / 2]; first: see `attend`.
+def layers(
+    x: Tensor, cos: Tensor, sin: Tensor, firsts: Sequence[Tensor], heads: int, eps: float, weights: Sequence[LayerWeights]
+) -> Tensor:
+    """Of each layer x + attention(norm(x)), then x + mlp(norm(x)), on x [B, T, width]; cos, sin: [1 or B, 1, T, head_dim / 2].
 
     Args:
-        weights: as WEIGHTS; q_norm and k_norm are None where queries and keys have no norms.
+        firsts: of each layer, see `attend`.
+        weights: of each layer, as WEIGHTS; q_norm and k_norm are None where queries and keys have no norms.
     """
-    return _Layer.apply(x, cos.contiguous(), sin.contiguous(), first.contiguous(), heads, eps, *weights)  # type: ignore[no-any-return]
+    spans, flat = [f.contiguous() for f in firsts], [w for layer in weights for w in layer]
+    return _Layers.apply(x, heads, eps, cos.contiguous(), sin.contiguous(), len(weights), *spans, *flat)  # type: ignore[no-any-return]
 
 
 # -- gradients of a whole model --------------------------------------------------------------------------------------------------

@@ -38,14 +38,14 @@ FUNCTIONS: dict[str, dict[str, list[Any]]] = {
         "softmax": [*[_number] * 3, _at, _float, _at, *[_number] * 2],
         "softmax_back": [*[_number] * 2, *[_at] * 2, _float, *[_number] * 2],
         "attend": [*[_number] * 5, *[_at] * 4, _number, _float, *[_at] * 3, _number],
-        "attend_back": [*[_number] * 5, *[_at] * 4, _number, _float, *[_at] * 7, _number],
+        "attend_back": [*[_number] * 5, *[_at] * 4, _number, _float, *[_at] * 6, _number],
         "cross_entropy": [*[_number] * 2, *[_at] * 2, _float, _at, *[_number] * 2],
         "squares": [_number, *[_at] * 4, _number],
         "scale": [_number, *[_at] * 2, _float, _number],
         "layer_kept": [_at],
         "layer_scratch": [_at, *[_number] * 2],
-        "layer": [*[_at] * 5, _number],
-        "layer_back": [*[_at] * 6, _number],
+        "layers": [_at, _number, *[_at] * 4, _number],
+        "layers_back": [_at, _number, *[_at] * 5, _number],
     },
 }
 

@@ -149,7 +149,7 @@ INLINE float largest(Floats v) {
 }
 
 /* e^(x - most), 0 where that is nothing; NaN stays. */
-INLINE Floats share(Floats x, float most) {
+INLINE Floats share(Floats x, Floats most) {
     x -= most;
     return (Floats)((Ints)exponential(x) & ~(x < all(-87)));
 }
@@ -164,7 +164,7 @@ INLINE Floats inside(Floats x, int64_t i, int64_t begin, int64_t end) {
 }
 
 /* scale * s + add of LANES keys; -inf behind those that are seen. */
-INLINE Floats score(const float *s, const float *add, float scale, int64_t i, int64_t seen, int64_t t) {
+INLINE Floats biased(const float *s, const float *add, float scale, int64_t i, int64_t seen, int64_t t) {
     Floats x = in(s + i, t - i, 0) * scale;
     if (add) x += in(add + i, t - i, 0);
     return inside(x, i, 0, seen);
@@ -179,10 +179,10 @@ void groundup_softmax(int64_t b, int64_t rows, int64_t t, float *scores, float s
         float *s = scores + r * t;
         const float *add = bias ? bias + ((biases == 1 ? 0 : r / (rows / b)) * t + query) * t : 0;
         Floats most = all(-__builtin_inff()), sum = {0};
-        for (int64_t i = 0; i < seen; i += LANES) most = larger(most, score(s, add, scale, i, seen, t));
+        for (int64_t i = 0; i < seen; i += LANES) most = larger(most, biased(s, add, scale, i, seen, t));
         float top = largest(most);
         for (int64_t i = 0; i < seen; i += LANES) {
-            Floats p = share(score(s, add, scale, i, seen, t), top);
+            Floats p = share(biased(s, add, scale, i, seen, t), all(top));
             out(s + i, p, t - i);
             sum += p;
         }
@@ -216,7 +216,7 @@ void groundup_cross_entropy(int64_t n, int64_t v, float *logits, const int64_t *
             int64_t end = begin + PIECE < v ? begin + PIECE : v;
             Floats sum = {0};
             for (int64_t i = begin; i < end; i += LANES) {
-                Floats p = share(in(x + i, end - i, -__builtin_inff()), top);
+                Floats p = share(in(x + i, end - i, -__builtin_inff()), all(top));
                 if (back) out(x + i, p, end - i);
                 sum += p;
             }
@@ -240,12 +240,12 @@ enum { TALL = 8 };
 enum { TALL = 4 };
 #endif
 
-/* c[rows][PANEL] (+)= sum over k of a(row, k) * b[k][PANEL]; each number is summed in the order of k, whatever stands beside it. */
-INLINE void tile(const int rows, const float *a, int64_t a_row, int64_t a_step, const float *b, int64_t ldb, int64_t n, float *c, int64_t ldc, int add) {
+/* c[rows][PANEL] = from (0 where it is NULL) + the sum over k of a(row, k) * b[k][PANEL]; each number is summed in the order of k, whatever stands beside it. */
+INLINE void tile(const int rows, const float *a, int64_t a_row, int64_t a_step, const float *b, int64_t ldb, int64_t n, const float *from, float *c, int64_t ldc) {
     Floats s[TALL], u[TALL];
     UNROLL for (int r = 0; r < rows; r++) {
-        s[r] = add ? load(c + r * ldc) : all(0);
-        u[r] = add ? load(c + r * ldc + LANES) : all(0);
+        s[r] = from ? load(from + r * ldc) : all(0);
+        u[r] = from ? load(from + r * ldc + LANES) : all(0);
     }
     for (int64_t k = 0; k < n; k++) {
         Floats w = load(b + k * ldb), z = load(b + k * ldb + LANES);
@@ -261,28 +261,29 @@ INLINE void tile(const int rows, const float *a, int64_t a_row, int64_t a_step, 
     }
 }
 
-static void product(int64_t rows, const float *a, int64_t a_row, int64_t a_step, const float *b, int64_t ldb, int64_t n, float *c, int64_t ldc, int add) {
-    int64_t r = 0;
-    if (a_step == 1) for (; r + TALL <= rows; r += TALL) tile(TALL, a + r * a_row, a_row, 1, b, ldb, n, c + r * ldc, ldc, add);
-    else if (a_row == 1) for (; r + TALL <= rows; r += TALL) tile(TALL, a + r, 1, a_step, b, ldb, n, c + r * ldc, ldc, add);
-    for (; r + 4 <= rows; r += 4) tile(4, a + r * a_row, a_row, a_step, b, ldb, n, c + r * ldc, ldc, add);
-    for (; r < rows; r++) tile(1, a + r * a_row, a_row, a_step, b, ldb, n, c + r * ldc, ldc, add);
+static void product(int64_t rows, const float *a, int64_t a_row, int64_t a_step, const float *b, int64_t ldb, int64_t n, const float *from, float *c, int64_t ldc) {
+    int64_t r = 0, step = from ? ldc : 0;
+    if (a_step == 1) for (; r + TALL <= rows; r += TALL) tile(TALL, a + r * a_row, a_row, 1, b, ldb, n, from + r * step, c + r * ldc, ldc);
+    else if (a_row == 1) for (; r + TALL <= rows; r += TALL) tile(TALL, a + r, 1, a_step, b, ldb, n, from + r * step, c + r * ldc, ldc);
+    for (; r + 4 <= rows; r += 4) tile(4, a + r * a_row, a_row, a_step, b, ldb, n, from + r * step, c + r * ldc, ldc);
+    for (; r < rows; r++) tile(1, a + r * a_row, a_row, a_step, b, ldb, n, from + r * step, c + r * ldc, ldc);
 }
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* y[rows][n] (+)= x[rows][depth] times a matrix of panels [n / PANEL][depth][PANEL]. */
-static void times(int64_t rows, const float *x, int64_t ldx, int64_t depth, const float *panels, int64_t n, float *y, int64_t ldy, int add) {
+/* y[rows][n] = from (0 where it is NULL) + x[rows][depth] times a matrix of panels [n / PANEL][depth][PANEL]. */
+static void times(int64_t rows, const float *x, int64_t ldx, int64_t depth, const float *panels, int64_t n, const float *from, float *y, int64_t ldy) {
     for (int64_t k = 0; k < depth; k += DEEP) {
         for (int64_t p = 0; p < n; p += PANEL) {
-            product(rows, x + k, ldx, 1, panels + p * depth + k * PANEL, PANEL, least(DEEP, depth - k), y + p, ldy, add || k > 0);
+            const float *begin = k ? y + p : from ? from + p : 0;
+            product(rows, x + k, ldx, 1, panels + p * depth + k * PANEL, PANEL, least(DEEP, depth - k), begin, y + p, ldy);
         }
     }
 }
 
 /* -- attention --------------------------------------------------------------------------------------------------------------- */
-/* Query i of a sequence sees the keys first[i] .. i, with first never falling. All probabilities of WIDTH queries stand at once, those of one head
-   are made by one thread; the heads' width d is a multiple of WIDTH. */
+/* Query i of a sequence sees the keys first[i] .. i, with first never falling. The scores of WIDTH queries stand as [keys][WIDTH]: each query has a lane of
+   its own. Those of one head are made by one thread; the heads' width d is a multiple of WIDTH. */
 enum { WIDTH = 32 }; /* queries of a block */
 
 static int64_t round_up(int64_t n) { return (n + WIDTH - 1) / WIDTH * WIDTH; }
@@ -299,18 +300,16 @@ static void columns(const float *x, int64_t ld, int64_t rows, int64_t d, float *
     }
 }
 
-/* [t][d] as panels of PANEL rows: [t / PANEL][d][PANEL], zero behind the end. */
-static void pack(const float *x, int64_t token, int64_t t, int64_t d, float *to) {
-    for (int64_t p = 0; p < round_up(t); p += PANEL) columns(x + p * token, token, least(PANEL, t > p ? t - p : 0), d, to + p * d);
-}
-
-/* scores [rows][.] of the queries with the keys of the panels from `low` to `high`. */
-static void against(const float *x, int64_t ld, int64_t rows, const float *panels, int64_t d, int64_t low, int64_t high, float *scores, int64_t stride) {
-    for (int64_t p = low; p < high; p += PANEL) product(rows, x, ld, 1, panels + p * d, PANEL, d, scores + p - low, stride, 0);
+/* What `count` keys x have to do with up to WIDTH rows y: to[count][WIDTH] = x y', zero where there is no row. */
+static void against(const float *x, int64_t ld, int64_t count, const float *y, int64_t ld_y, int64_t rows, int64_t d, float *panel, float *to) {
+    for (int64_t p = 0; p < WIDTH; p += PANEL) {
+        columns(y + p * ld_y, ld_y, rows - p, d, panel);
+        product(count, x, ld, 1, panel, PANEL, d, 0, to + p, WIDTH);
+    }
 }
 
 /* Floats of working memory of each thread. */
-static int64_t scratch_of(int64_t t, int64_t d) { return 2 * round_up(t) * (d + WIDTH); }
+static int64_t scratch_of(int64_t t, int64_t d) { return 2 * t * WIDTH + d * PANEL; }
 
 typedef struct {
     int64_t b, heads, kv, t, d;
@@ -320,89 +319,108 @@ typedef struct {
     float scale;
 } Attention;
 
-static void attend(const Attention *a, const float *q, const float *k, const float *v, float *y, float *log_sums, float *scratch, int64_t threads) {
-    int64_t t = a->t, d = a->d, size = scratch_of(t, d), group = a->heads / a->kv;
-    float scale = a->scale;
+/* LANES queries from `at` on, and the keys that they see. */
+typedef struct {
+    Ints first, last;
+} Sight;
+
+static Sight sight_of(const Attention *a, const int64_t *first, int64_t at) {
+    Sight seen;
+    for (int l = 0; l < LANES; l++) {
+        seen.last[l] = (int32_t)(at + l);
+        seen.first[l] = (int32_t)first[least(at + l, a->t - 1)];
+    }
+    return seen;
+}
+
+/* The scores of a key, -inf where it is not seen. */
+INLINE Floats score(const float *s, float scale, Sight seen, int64_t key) {
+    Ints away = (seen.first > (int32_t)key) | (seen.last < (int32_t)key);
+    return (Floats)((~away & (Ints)(load(s) * scale)) | (away & (Ints)all(-__builtin_inff())));
+}
+
+/* tops: [b, heads, 2, t rounded up], the largest score of each query and what its exponentials are multiplied with. */
+static void attend(const Attention *a, const float *q, const float *k, const float *v, float *y, float *tops, float *scratch, int64_t threads) {
+    int64_t t = a->t, d = a->d, whole = round_up(t), group = a->heads / a->kv;
 #pragma omp parallel for num_threads((int)threads) if (a->b * a->heads * t * t * d > 100000) schedule(static)
     for (int64_t unit = 0; unit < a->b * a->heads; unit++) {
         int64_t row = unit / a->heads, head = unit % a->heads;
         const float *queries = q + row * a->q.batch + head * a->q.head;
         const float *keys = k + row * a->k.batch + head / group * a->k.head, *values = v + row * a->v.batch + head / group * a->v.head;
-        float *outs = y + row * a->y.batch + head * a->y.head;
-        const int64_t *from = a->first + (a->firsts == 1 ? 0 : row) * t;
-        float *panels = scratch + omp_get_thread_num() * size, *p = panels + round_up(t) * d;
-        pack(keys, a->k.token, t, d, panels);
+        float *outs = y + row * a->y.batch + head * a->y.head, *top = tops + unit * 2 * whole, *factor = top + whole;
+        const int64_t *first = a->first + (a->firsts == 1 ? 0 : row) * t;
+        float *p = scratch + omp_get_thread_num() * scratch_of(t, d), *panel = p + 2 * t * WIDTH;
         for (int64_t i = 0; i < t; i += WIDTH) {
-            int64_t end = least(i + WIDTH, t), low = from[i] / WIDTH * WIDTH, high = round_up(end), stride = high - low;
-            against(queries + i * a->q.token, a->q.token, end - i, panels, d, low, high, p, stride);
-            for (int64_t r = i; r < end; r++) {
-                float *s = p + (r - i) * stride - low; /* s[key] */
-                int64_t begin = from[r] / LANES * LANES, close = r + 1;
+            int64_t end = least(i + WIDTH, t), low = first[i];
+            against(keys + low * a->k.token, a->k.token, end - low, queries + i * a->q.token, a->q.token, end - i, d, panel, p);
+            for (int64_t c = 0; c < WIDTH; c += LANES) {
+                int64_t stop = least(i + c + LANES, end);
+                float *s = p + c - low * WIDTH; /* those of a key are at s + key * WIDTH */
+                Sight seen = sight_of(a, first, i + c);
                 Floats most = all(-__builtin_inff()), sum = {0};
-                for (int64_t j = begin; j < close; j += LANES) most = larger(most, inside(load(s + j) * scale, j, from[r], close));
-                float top = largest(most);
-                for (int64_t j = low; j < begin; j++) s[j] = 0;
-                int64_t j = begin;
-                for (; j < close; j += LANES) {
-                    Floats e = share(inside(load(s + j) * scale, j, from[r], close), top);
-                    store(s + j, e);
+                for (int64_t key = low; key < stop; key++) most = larger(most, score(s + key * WIDTH, a->scale, seen, key));
+                for (int64_t key = low; key < stop; key++) {
+                    Floats e = share(score(s + key * WIDTH, a->scale, seen, key), most);
+                    store(s + key * WIDTH, e);
                     sum += e;
                 }
-                for (; j < high; j++) s[j] = 0;
-                float whole = total(sum);
-                log_sums[unit * t + r] = top + logf(whole);
-                for (j = begin; j < close; j += LANES) store(s + j, load(s + j) * (1.0f / whole));
+                for (int64_t key = stop; key < end; key++) store(s + key * WIDTH, all(0));
+                store(top + i + c, most);
+                store(factor + i + c, 1.0f / sum);
             }
             for (int64_t c = 0; c < d; c += PANEL) {
-                product(end - i, p, stride, 1, values + low * a->v.token + c, a->v.token, end - low, outs + i * a->y.token + c, a->y.token, 0);
+                product(end - i, p, 1, WIDTH, values + low * a->v.token + c, a->v.token, end - low, 0, outs + i * a->y.token + c, a->y.token);
             }
+            for (int64_t r = i; r < end; r++) for (int64_t c = 0; c < d; c++) outs[r * a->y.token + c] *= factor[r];
         }
     }
 }
 
-static void attend_back(const Attention *a, const float *q, const float *k, const float *v, const float *y, const float *grad, const float *log_sums,
-                        float *for_q, float *for_k, float *for_v, float *scratch, int64_t threads) {
-    int64_t t = a->t, d = a->d, size = scratch_of(t, d), group = a->heads / a->kv;
-    float scale = a->scale;
+static void attend_back(const Attention *a, const float *q, const float *k, const float *v, const float *grad, const float *tops, float *for_q,
+                        float *for_k, float *for_v, float *scratch, int64_t threads) {
+    int64_t t = a->t, d = a->d, whole = round_up(t), group = a->heads / a->kv;
 #pragma omp parallel for num_threads((int)threads) if (a->b * a->heads * t * t * d > 50000) schedule(static)
     for (int64_t unit = 0; unit < a->b * a->kv; unit++) { /* one thread has all heads of a group, whose keys and values are the same */
         int64_t row = unit / a->kv, pair = unit % a->kv;
         int64_t at_keys = row * a->k.batch + pair * a->k.head, at_values = row * a->v.batch + pair * a->v.head;
-        const float *keys = k + at_keys;
+        const float *keys = k + at_keys, *values = v + at_values;
         float *for_keys = for_k + at_keys, *for_values = for_v + at_values;
-        const int64_t *from = a->first + (a->firsts == 1 ? 0 : row) * t;
-        float *k_panels = scratch + omp_get_thread_num() * size, *v_panels = k_panels + round_up(t) * d, *p = v_panels + round_up(t) * d;
-        float *ds = p + round_up(t) * WIDTH;
-        pack(keys, a->k.token, t, d, k_panels);
-        pack(v + at_values, a->v.token, t, d, v_panels);
+        const int64_t *first = a->first + (a->firsts == 1 ? 0 : row) * t;
+        float *p = scratch + omp_get_thread_num() * scratch_of(t, d), *ds = p + t * WIDTH, *panel = ds + t * WIDTH;
         for (int64_t r = 0; r < t; r++) {
             for (int64_t i = 0; i < d; i++) for_keys[r * a->k.token + i] = for_values[r * a->v.token + i] = 0;
         }
         for (int64_t head = pair * group; head < (pair + 1) * group; head++) {
-            int64_t at_queries = row * a->q.batch + head * a->q.head, at_outs = row * a->y.batch + head * a->y.head;
-            const float *queries = q + at_queries, *outs = y + at_outs, *grads = grad + at_outs;
-            const float *logs = log_sums + (row * a->heads + head) * t;
+            int64_t at_queries = row * a->q.batch + head * a->q.head;
+            const float *queries = q + at_queries, *grads = grad + row * a->y.batch + head * a->y.head;
+            const float *top = tops + (row * a->heads + head) * 2 * whole, *factor = top + whole;
             for (int64_t i = 0; i < t; i += WIDTH) {
-                int64_t end = least(i + WIDTH, t), low = from[i] / WIDTH * WIDTH, high = round_up(end), stride = high - low;
-                against(queries + i * a->q.token, a->q.token, end - i, k_panels, d, low, high, p, stride);
-                against(grads + i * a->y.token, a->y.token, end - i, v_panels, d, low, high, ds, stride);
-                for (int64_t r = i; r < end; r++) {
-                    float *s = p + (r - i) * stride - low, *g = ds + (r - i) * stride - low;
-                    float along = dot(outs + r * a->y.token, grads + r * a->y.token, d);
-                    int64_t begin = from[r] / LANES * LANES, j = low;
-                    for (; j < begin; j++) s[j] = g[j] = 0;
-                    for (; j < r + 1; j += LANES) {
-                        Floats e = share(inside(load(s + j) * scale, j, from[r], r + 1), logs[r]);
-                        store(s + j, e);
-                        store(g + j, e * (load(g + j) - along) * scale);
+                int64_t end = least(i + WIDTH, t), low = first[i];
+                against(keys + low * a->k.token, a->k.token, end - low, queries + i * a->q.token, a->q.token, end - i, d, panel, p);
+                against(values + low * a->v.token, a->v.token, end - low, grads + i * a->y.token, a->y.token, end - i, d, panel, ds);
+                for (int64_t c = 0; c < WIDTH; c += LANES) {
+                    int64_t stop = least(i + c + LANES, end);
+                    float *s = p + c - low * WIDTH, *g = ds + c - low * WIDTH;
+                    Sight seen = sight_of(a, first, i + c);
+                    Floats most = load(top + i + c), times = load(factor + i + c), along = {0};
+                    for (int64_t key = low; key < stop; key++) {
+                        Floats e = share(score(s + key * WIDTH, a->scale, seen, key), most) * times;
+                        store(s + key * WIDTH, e);
+                        along += e * load(g + key * WIDTH);
                     }
-                    for (; j < high; j++) s[j] = g[j] = 0;
+                    for (int64_t key = low; key < stop; key++) {
+                        store(g + key * WIDTH, load(s + key * WIDTH) * (load(g + key * WIDTH) - along) * a->scale);
+                    }
+                    for (int64_t key = stop; key < end; key++) {
+                        store(s + key * WIDTH, all(0));
+                        store(g + key * WIDTH, all(0));
+                    }
                 }
                 for (int64_t c = 0; c < d; c += PANEL) {
-                    product(end - i, ds, stride, 1, keys + low * a->k.token + c, a->k.token, end - low, for_q + at_queries + i * a->q.token + c,
-                            a->q.token, 0);
-                    product(end - low, ds, 1, stride, queries + i * a->q.token + c, a->q.token, end - i, for_keys + low * a->k.token + c, a->k.token, 1);
-                    product(end - low, p, 1, stride, grads + i * a->y.token + c, a->y.token, end - i, for_values + low * a->v.token + c, a->v.token, 1);
+                    float *to_q = for_q + at_queries + i * a->q.token + c, *to_k = for_keys + low * a->k.token + c, *to_v = for_values + low * a->v.token + c;
+                    product(end - i, ds, 1, WIDTH, keys + low * a->k.token + c, a->k.token, end - low, 0, to_q, a->q.token);
+                    product(end - low, ds, WIDTH, 1, queries + i * a->q.token + c, a->q.token, end - i, to_k, to_k, a->k.token);
+                    product(end - low, p, WIDTH, 1, grads + i * a->y.token + c, a->y.token, end - i, to_v, to_v, a->v.token);
                 }
             }
         }
@@ -416,16 +434,16 @@ static Attention of_heads(int64_t b, int64_t heads, int64_t kv, int64_t t, int64
 }
 
 void groundup_attend(int64_t b, int64_t heads, int64_t kv, int64_t t, int64_t d, const float *q, const float *k, const float *v, const int64_t *first,
-                     int64_t firsts, float scale, float *y, float *log_sums, float *scratch, int64_t threads) {
+                     int64_t firsts, float scale, float *y, float *tops, float *scratch, int64_t threads) {
     Attention a = of_heads(b, heads, kv, t, d, first, firsts, scale);
-    attend(&a, q, k, v, y, log_sums, scratch, threads);
+    attend(&a, q, k, v, y, tops, scratch, threads);
 }
 
 void groundup_attend_back(int64_t b, int64_t heads, int64_t kv, int64_t t, int64_t d, const float *q, const float *k, const float *v, const int64_t *first,
-                          int64_t firsts, float scale, const float *y, const float *grad, const float *log_sums, float *for_q, float *for_k, float *for_v,
-                          float *scratch, int64_t threads) {
+                          int64_t firsts, float scale, const float *grad, const float *tops, float *for_q, float *for_k, float *for_v, float *scratch,
+                          int64_t threads) {
     Attention a = of_heads(b, heads, kv, t, d, first, firsts, scale);
-    attend_back(&a, q, k, v, y, grad, log_sums, for_q, for_k, for_v, scratch, threads);
+    attend_back(&a, q, k, v, grad, tops, for_q, for_k, for_v, scratch, threads);
 }
 
 /* -- a layer of the decoder ---------------------------------------------------------------------------------------------------- */
@@ -439,9 +457,10 @@ typedef struct {
     const float *norm, *q, *k, *v, *q_norm, *k_norm, *o, *second_norm, *gate, *up, *down;
 } Layer;
 
-/* The gradient of a matrix that is not trained is NULL. */
+/* The gradients of a layer's weights, NULL for those that are not trained. */
+enum { NORM, Q, K, V, Q_NORM, K_NORM, O, SECOND_NORM, GATE, UP, DOWN, WEIGHTS };
 typedef struct {
-    float *x, *norm, *q, *k, *v, *q_norm, *k_norm, *o, *second_norm, *gate, *up, *down;
+    float *of[WEIGHTS];
 } Gradients;
 
 static int64_t queries_of(const Layer *l) { return l->heads * l->d; }
@@ -450,9 +469,9 @@ static int64_t qkv_of(const Layer *l) { return queries_of(l) + 2 * keys_of(l); }
 static int64_t matrices_of(const Layer *l) { return l->width * (qkv_of(l) + queries_of(l) + 3 * l->hidden); }
 
 /* What the backward pass needs, in one array: [tokens][queries, keys, values] as the products give them, and with norms and positions (the same place
-   without norms); what attention gives, and of each query its log sum; x + attention; gate and up; both norms' factors. */
+   without norms); what attention gives, and of each query its `tops`; x + attention; gate and up; both norms' factors. */
 typedef struct {
-    float *raw, *turned, *attended, *log_sums, *middle, *gate_up, *inverse, *second_inverse, *end;
+    float *raw, *turned, *attended, *tops, *middle, *gate_up, *inverse, *second_inverse, *end;
 } Kept;
 
 static Kept kept_in(const Layer *l, float *at) {
@@ -460,8 +479,8 @@ static Kept kept_in(const Layer *l, float *at) {
     Kept kept = {.raw = at};
     kept.turned = kept.raw + (l->q_norm ? tokens * qkv_of(l) : 0);
     kept.attended = kept.turned + tokens * qkv_of(l);
-    kept.log_sums = kept.attended + tokens * queries_of(l);
-    kept.middle = kept.log_sums + tokens * l->heads;
+    kept.tops = kept.attended + tokens * queries_of(l);
+    kept.middle = kept.tops + l->b * l->heads * 2 * round_up(l->t);
     kept.gate_up = kept.middle + tokens * l->width;
     kept.inverse = kept.gate_up + tokens * 2 * l->hidden;
     kept.second_inverse = kept.inverse + tokens;
@@ -473,12 +492,19 @@ int64_t groundup_layer_kept(const Layer *l) { return kept_in(l, 0).end - (float 
 
 enum { MATRICES = 7 };
 
-/* Floats of working memory: the matrices as panels, a block and an attention for each thread; going back also the gradients of matrices that each thread
-   finds in its own tokens. */
+static void sizes_of(const Layer *l, int64_t *sizes) {
+    int64_t w = l->width, q = queries_of(l), kv = keys_of(l), norm = l->q_norm ? l->d : 0;
+    int64_t found[] = {w, w * q, w * kv, w * kv, norm, norm, w * q, w, w * l->hidden, w * l->hidden, w * l->hidden};
+    for (int i = 0; i < WEIGHTS; i++) sizes[i] = found[i];
+}
+
+/* Floats of working memory: the matrices as panels, a block and an attention for each thread; going back also what each thread but the first finds of the
+   weights' gradients in its own tokens. */
 int64_t groundup_layer_scratch(const Layer *l, int64_t back, int64_t threads) {
-    int64_t tokens = l->b * l->t, each = BLOCK * (back ? 2 * l->width + 4 * l->hidden : l->width + l->hidden) + scratch_of(l->t, l->d);
-    int64_t own = matrices_of(l) + 2 * (l->width + l->d);
-    return matrices_of(l) + threads * (each + (back ? own : 0)) + (back ? tokens * (l->width + queries_of(l) + qkv_of(l)) : 0);
+    int64_t tokens = l->b * l->t, each = BLOCK * (back ? 2 * l->width + 4 * l->hidden : l->width + l->hidden) + scratch_of(l->t, l->d), sizes[WEIGHTS], own = 0;
+    sizes_of(l, sizes);
+    for (int i = 0; i < WEIGHTS; i++) own += sizes[i];
+    return matrices_of(l) + threads * each + (back ? (threads - 1) * own + tokens * (l->width + queries_of(l) + qkv_of(l)) : 0);
 }
 
 typedef struct {
@@ -515,7 +541,7 @@ static Attention of_layer(const Layer *l) {
 
 INLINE int64_t angle_of(const Layer *l, int64_t token) { return (l->angles == 1 ? token % l->t : token) * (l->d / 2); }
 
-void groundup_layer(const Layer *l, const float *x, float *keep, float *y, float *scratch, int64_t threads) {
+static void layer(const Layer *l, const float *x, float *keep, float *y, float *scratch, int64_t threads) {
     Kept kept = kept_in(l, keep);
     int64_t tokens = l->b * l->t, w = l->width, q = queries_of(l), kv = keys_of(l), all = qkv_of(l), hidden = l->hidden;
     float *panels = scratch, *for_o = panels + all * w, *for_gate = for_o + w * q, *for_down = for_gate + 2 * hidden * w, *each = for_down + w * hidden;
@@ -538,7 +564,7 @@ void groundup_layer(const Layer *l, const float *x, float *keep, float *y, float
         float *block = each + omp_get_thread_num() * size, *raw = kept.raw + begin * all;
         inverses(rows, w, l->eps, x + begin * w, kept.inverse + begin);
         normed(rows, w, x + begin * w, l->norm, kept.inverse + begin, block);
-        times(rows, block, w, w, panels, all, raw, all, 0);
+        times(rows, block, w, w, panels, all, 0, raw, all);
         for (int64_t r = 0; r < rows; r++) {
             int64_t at = angle_of(l, begin + r);
             for (int64_t h = 0; h < l->heads + l->kv; h++) {
@@ -552,17 +578,16 @@ void groundup_layer(const Layer *l, const float *x, float *keep, float *y, float
             }
         }
     }
-    attend(&a, kept.turned, kept.turned + q, kept.raw + q + kv, kept.attended, kept.log_sums, each + threads * size, threads);
+    attend(&a, kept.turned, kept.turned + q, kept.raw + q + kv, kept.attended, kept.tops, each + threads * size, threads);
 #pragma omp parallel for num_threads((int)threads) schedule(static)
     for (int64_t begin = 0; begin < tokens; begin += BLOCK) {
         int64_t rows = least(BLOCK, tokens - begin);
         float *block = each + omp_get_thread_num() * size, *act = block + BLOCK * w;
-        float *middle = kept.middle + begin * w, *gate_up = kept.gate_up + begin * 2 * hidden, *to = y + begin * w;
-        for (int64_t i = 0; i < rows * w; i++) middle[i] = x[begin * w + i];
-        times(rows, kept.attended + begin * q, q, q, for_o, w, middle, w, 1);
+        float *middle = kept.middle + begin * w, *gate_up = kept.gate_up + begin * 2 * hidden;
+        times(rows, kept.attended + begin * q, q, q, for_o, w, x + begin * w, middle, w);
         inverses(rows, w, l->eps, middle, kept.second_inverse + begin);
         normed(rows, w, middle, l->second_norm, kept.second_inverse + begin, block);
-        times(rows, block, w, w, for_gate, 2 * hidden, gate_up, 2 * hidden, 0);
+        times(rows, block, w, w, for_gate, 2 * hidden, 0, gate_up, 2 * hidden);
         for (int64_t r = 0; r < rows; r++) {
             const float *gate = gate_up + r * 2 * hidden;
             for (int64_t i = 0; i < hidden; i += LANES) {
@@ -570,50 +595,29 @@ void groundup_layer(const Layer *l, const float *x, float *keep, float *y, float
                 store(act + r * hidden + i, g * sigmoid(g) * load(gate + hidden + i));
             }
         }
-        for (int64_t i = 0; i < rows * w; i++) to[i] = middle[i];
-        times(rows, act, hidden, hidden, for_down, w, to, w, 1);
+        times(rows, act, hidden, hidden, for_down, w, middle, y + begin * w, w);
     }
 }
 
 /* to [outputs][inputs] (+)= grad' x over a block of tokens: grad [rows][outputs], x [rows][inputs]. */
-enum { STRIP = 32 }; /* outputs whose gradients are laid out for the products at once */
-
 static void outer(int64_t rows, const float *grad, int64_t ld_grad, int64_t outputs, const float *x, int64_t ld_x, int64_t inputs, float *to, int add) {
-    float few[STRIP * BLOCK] __attribute__((aligned(64))); /* tiles of TALL columns */
-    if (!to) return;
-    for (int64_t m = 0; m < outputs; m += STRIP) {
-        for (int64_t c = 0; c < STRIP; c += TALL) {
-            for (int64_t i = 0; i < rows; i++) __builtin_memcpy(few + c * rows + i * TALL, grad + i * ld_grad + m + c, sizeof(float) * TALL);
-        }
+    for (int64_t m = 0; to && m < outputs; m += TALL) {
         for (int64_t p = 0; p < inputs; p += PANEL) {
-            for (int64_t c = 0; c < STRIP; c += TALL) tile(TALL, few + c * rows, 1, TALL, x + p, ld_x, rows, to + (m + c) * inputs + p, inputs, add);
+            float *c = to + m * inputs + p;
+            tile(TALL, grad + m, 1, ld_grad, x + p, ld_x, rows, add ? c : 0, c, inputs);
         }
     }
 }
 
-/* to = the sum of what the threads found. */
-static void gather(int64_t n, const float *parts, int64_t stride, int64_t count, float *to, int64_t threads) {
-    if (!to) return;
-#pragma omp parallel for num_threads((int)threads) if (n > 8192) schedule(static)
-    for (int64_t begin = 0; begin < n; begin += PIECE) {
-        int64_t end = least(begin + PIECE, n);
-        for (int64_t i = begin; i < end; i++) to[i] = parts[i];
-        for (int64_t c = 1; c < count; c++) {
-            for (int64_t i = begin; i < end; i++) to[i] += parts[c * stride + i];
-        }
-    }
-}
-
-void groundup_layer_back(const Layer *l, const float *x, float *keep, const float *grad, const Gradients *found, float *scratch, int64_t threads) {
+/* grad, that of y, becomes that of x. */
+static void layer_back(const Layer *l, const float *x, float *keep, float *grad, const Gradients *found, float *scratch, int64_t threads) {
     int64_t tokens = l->b * l->t, w = l->width, q = queries_of(l), kv = keys_of(l), all = qkv_of(l), hidden = l->hidden, d = l->d;
     Kept kept = kept_in(l, keep);
-    int64_t blocks = (tokens + BLOCK - 1) / BLOCK, size = BLOCK * (2 * w + 4 * hidden), own = matrices_of(l) + 2 * (w + d);
+    int64_t blocks = (tokens + BLOCK - 1) / BLOCK, size = BLOCK * (2 * w + 4 * hidden), sizes[WEIGHTS];
     if (threads > blocks) threads = blocks;
     float *for_down = scratch, *for_gate = for_down + hidden * w, *for_o = for_gate + 2 * hidden * w, *for_q = for_o + q * w, *each = for_q + all * w;
     float *attention = each + threads * size, *for_middle = attention + threads * scratch_of(l->t, d), *for_attended = for_middle + tokens * w;
     float *for_qkv = for_attended + tokens * q, *parts = for_qkv + tokens * all;
-    int64_t at_k = q * w, at_v = at_k + kv * w, at_o = at_v + kv * w, at_gate = at_o + w * q, at_up = at_gate + hidden * w, at_down = at_up + hidden * w;
-    int64_t at_norm = at_down + w * hidden, at_second = at_norm + w, at_q_norm = at_second + w, at_k_norm = at_q_norm + d;
     Attention a = of_layer(l);
     Laid matrices[] = {
         {l->down, w, hidden, for_down, 0, w},
@@ -626,44 +630,54 @@ void groundup_layer_back(const Layer *l, const float *x, float *keep, const floa
     };
     lay(matrices, MATRICES, 1, threads);
 
+    sizes_of(l, sizes);
+    Gradients own[threads]; /* what each thread finds in its own tokens; the first writes to where the sum will be */
+    for (int64_t thread = 0; thread < threads; thread++) {
+        for (int i = 0; i < WEIGHTS; i++) {
+            own[thread].of[i] = thread && found->of[i] ? parts : found->of[i];
+            if (thread && found->of[i]) parts += sizes[i];
+        }
+    }
+
 #pragma omp parallel for num_threads((int)threads) schedule(static)
-    for (int64_t thread = 0; thread < threads; thread++) { /* each with tokens of its own, one after the other */
-        float *part = parts + thread * own, *normed_x = each + thread * size, *for_x = normed_x + BLOCK * w, *act = for_x + BLOCK * w;
-        float *for_act = act + BLOCK * hidden, *for_gate_up = for_act + BLOCK * hidden;
-        for (int64_t i = 0; i < 2 * (w + d); i++) part[at_norm + i] = 0;
+    for (int64_t thread = 0; thread < threads; thread++) { /* each with tokens of its own, one block after the other */
+        float *normed_x = each + thread * size, *for_x = normed_x + BLOCK * w, *act = for_x + BLOCK * w;
+        float *for_act = act + BLOCK * hidden, *for_gate_up = for_act + BLOCK * hidden, *const *to = own[thread].of;
+        for (int i = 0; i < WEIGHTS; i++) if (to[i] && (i == NORM || i == SECOND_NORM || i == Q_NORM || i == K_NORM)) __builtin_memset(to[i], 0, sizeof(float) * sizes[i]);
         int64_t start = blocks * thread / threads * BLOCK, stop = least(blocks * (thread + 1) / threads * BLOCK, tokens);
         for (int64_t begin = start; begin < stop; begin += BLOCK) {
             int64_t rows = least(BLOCK, stop - begin);
             int add = begin > start;
             const float *middle = kept.middle + begin * w, *here = grad + begin * w, *inverse = kept.second_inverse + begin;
-            times(rows, here, w, w, for_down, hidden, for_act, hidden, 0);
+            times(rows, here, w, w, for_down, hidden, 0, for_act, hidden);
             for (int64_t r = 0; r < rows; r++) {
                 const float *gate = kept.gate_up + (begin + r) * 2 * hidden;
-                float *to = for_gate_up + r * 2 * hidden;
+                float *for_gate = for_gate_up + r * 2 * hidden;
                 for (int64_t i = 0; i < hidden; i += LANES) {
+                    __builtin_prefetch(gate + 4 * hidden + i); /* the next row but one, from far away */
+                    __builtin_prefetch(gate + 5 * hidden + i);
                     Floats g = load(gate + i), u = load(gate + hidden + i), s = sigmoid(g), back = load(for_act + r * hidden + i);
                     store(act + r * hidden + i, g * s * u);
-                    store(to + i, back * u * s * (1.0f + g * (1.0f - s)));
-                    store(to + hidden + i, back * g * s);
+                    store(for_gate + i, back * u * s * (1.0f + g * (1.0f - s)));
+                    store(for_gate + hidden + i, back * g * s);
                 }
             }
-            outer(rows, here, w, w, act, hidden, hidden, found->down ? part + at_down : 0, add);
-            times(rows, for_gate_up, 2 * hidden, 2 * hidden, for_gate, w, for_x, w, 0);
+            outer(rows, here, w, w, act, hidden, hidden, to[DOWN], add);
+            times(rows, for_gate_up, 2 * hidden, 2 * hidden, for_gate, w, 0, for_x, w);
             normed(rows, w, middle, l->second_norm, inverse, normed_x);
-            outer(rows, for_gate_up, 2 * hidden, hidden, normed_x, w, w, found->gate ? part + at_gate : 0, add);
-            outer(rows, for_gate_up + hidden, 2 * hidden, hidden, normed_x, w, w, found->up ? part + at_up : 0, add);
+            outer(rows, for_gate_up, 2 * hidden, hidden, normed_x, w, w, to[GATE], add);
+            outer(rows, for_gate_up + hidden, 2 * hidden, hidden, normed_x, w, w, to[UP], add);
             for (int64_t r = 0; r < rows; r++) {
-                norm_back(w, for_x + r * w, middle + r * w, l->second_norm, inverse[r], here + r * w, for_middle + (begin + r) * w, part + at_second);
+                norm_back(w, for_x + r * w, middle + r * w, l->second_norm, inverse[r], here + r * w, for_middle + (begin + r) * w, to[SECOND_NORM]);
             }
-            outer(rows, for_middle + begin * w, w, w, kept.attended + begin * q, q, q, found->o ? part + at_o : 0, add);
-            times(rows, for_middle + begin * w, w, w, for_o, q, for_attended + begin * q, q, 0);
+            outer(rows, for_middle + begin * w, w, w, kept.attended + begin * q, q, q, to[O], add);
+            times(rows, for_middle + begin * w, w, w, for_o, q, 0, for_attended + begin * q, q);
         }
     }
-    attend_back(&a, kept.turned, kept.turned + q, kept.raw + q + kv, kept.attended, for_attended, kept.log_sums, for_qkv, for_qkv + q,
-                for_qkv + q + kv, attention, threads);
+    attend_back(&a, kept.turned, kept.turned + q, kept.raw + q + kv, for_attended, kept.tops, for_qkv, for_qkv + q, for_qkv + q + kv, attention, threads);
 #pragma omp parallel for num_threads((int)threads) schedule(static)
     for (int64_t thread = 0; thread < threads; thread++) {
-        float *part = parts + thread * own, *normed_x = each + thread * size, *for_x = normed_x + BLOCK * w;
+        float *normed_x = each + thread * size, *for_x = normed_x + BLOCK * w, *const *to = own[thread].of;
         int64_t start = blocks * thread / threads * BLOCK, stop = least(blocks * (thread + 1) / threads * BLOCK, tokens);
         for (int64_t begin = start; begin < stop; begin += BLOCK) {
             int64_t rows = least(BLOCK, stop - begin);
@@ -672,27 +686,48 @@ void groundup_layer_back(const Layer *l, const float *x, float *keep, const floa
             for (int64_t r = 0; r < rows; r++) {
                 int64_t at = angle_of(l, begin + r);
                 for (int64_t h = 0; h < l->heads + l->kv; h++) {
-                    float *to = here + r * all + h * d, inverse;
+                    float *head = here + r * all + h * d, inverse;
                     const float *weight = h < l->heads ? l->q_norm : l->k_norm, *raw = kept.raw + (begin + r) * all + h * d;
-                    turn(d / 2, to, l->cos + at, l->sin + at, -1, to);
+                    turn(d / 2, head, l->cos + at, l->sin + at, -1, head);
                     if (!weight) continue;
                     inverses(1, d, l->eps, raw, &inverse);
-                    norm_back(d, to, raw, weight, inverse, 0, to, part + (h < l->heads ? at_q_norm : at_k_norm));
+                    norm_back(d, head, raw, weight, inverse, 0, head, to[h < l->heads ? Q_NORM : K_NORM]);
                 }
             }
-            times(rows, here, all, all, for_q, w, for_x, w, 0);
+            times(rows, here, all, all, for_q, w, 0, for_x, w);
             normed(rows, w, x + begin * w, l->norm, kept.inverse + begin, normed_x);
-            outer(rows, here, all, q, normed_x, w, w, found->q ? part : 0, add);
-            outer(rows, here + q, all, kv, normed_x, w, w, found->k ? part + at_k : 0, add);
-            outer(rows, here + q + kv, all, kv, normed_x, w, w, found->v ? part + at_v : 0, add);
+            outer(rows, here, all, q, normed_x, w, w, to[Q], add);
+            outer(rows, here + q, all, kv, normed_x, w, w, to[K], add);
+            outer(rows, here + q + kv, all, kv, normed_x, w, w, to[V], add);
             for (int64_t r = begin; r < begin + rows; r++) {
-                norm_back(w, for_x + (r - begin) * w, x + r * w, l->norm, kept.inverse[r], for_middle + r * w, found->x + r * w, part + at_norm);
+                norm_back(w, for_x + (r - begin) * w, x + r * w, l->norm, kept.inverse[r], for_middle + r * w, grad + r * w, to[NORM]);
             }
         }
     }
-    float *made[] = {found->q, found->k, found->v, found->o, found->gate, found->up, found->down, found->norm, found->second_norm, found->q_norm, found->k_norm};
-    int64_t from[] = {0, at_k, at_v, at_o, at_gate, at_up, at_down, at_norm, at_second, at_q_norm, at_k_norm, own};
-    for (int64_t m = 0; m < 11; m++) gather(from[m + 1] - from[m], parts + from[m], own, threads, made[m], threads);
+    for (int i = 0; i < WEIGHTS; i++) {
+#pragma omp parallel for num_threads((int)threads) if (found->of[i] && threads > 1 && sizes[i] > 8192) schedule(static)
+        for (int64_t begin = 0; begin < (found->of[i] ? sizes[i] : 0); begin += PIECE) {
+            for (int64_t thread = 1; thread < threads; thread++) {
+                for (int64_t at = begin; at < least(begin + PIECE, sizes[i]); at++) found->of[i][at] += own[thread].of[i][at];
+            }
+        }
+    }
+}
+
+/* Layers after each other; keep[i] is what layer i keeps, and behind it, but for the last one, what it gives. */
+void groundup_layers(const Layer *layers, int64_t count, const float *x, float *const *keep, float *y, float *scratch, int64_t threads) {
+    for (int64_t i = 0; i < count; i++) {
+        float *to = i + 1 < count ? kept_in(layers + i, keep[i]).end : y;
+        layer(layers + i, x, keep[i], to, scratch, threads);
+        x = to;
+    }
+}
+
+void groundup_layers_back(const Layer *layers, int64_t count, const float *x, float *const *keep, float *grad, const Gradients *found, float *scratch,
+                          int64_t threads) {
+    for (int64_t i = count - 1; i >= 0; i--) {
+        layer_back(layers + i, i ? kept_in(layers + i - 1, keep[i - 1]).end : x, keep[i], grad, found + i, scratch, threads);
+    }
 }
 
 /* -- gradients of a whole model ------------------------------------------------------------------------------------------------ */
