@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+import typer.core
 
 import groundup
 from groundup.core import messages
+from groundup.core.usage import help_in_chinese, in_chinese
 
 _zh = (
     messages.language() == "zh"
@@ -102,8 +104,30 @@ Trust = Annotated[
     bool, typer.Option("--trust-code", help=_help("Run the code that comes with a model folder.", "允许运行模型目录自带的代码。"))
 ]
 
-app = typer.Typer(
+class _InOwnLanguage:
+    """A command whose help has its frame, too, in the language of the texts."""
+
+    def get_help(self, ctx: Any) -> str:
+        text: str = super().get_help(ctx)  # type: ignore[misc]
+        return help_in_chinese(text) if _zh else text
+
+
+class _Command(_InOwnLanguage, typer.core.TyperCommand):
+    pass
+
+
+class _Group(_InOwnLanguage, typer.core.TyperGroup):
+    pass
+
+
+class _Table(typer.Typer):
+    def command(self, *names: Any, **settings: Any) -> Callable[[Any], Any]:
+        return super().command(*names, cls=_Command, **settings)
+
+
+app = _Table(
     name="groundup",
+    cls=_Group,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -115,9 +139,9 @@ app = typer.Typer(
     ),
     epilog=_help("Start here: groundup demo", "从这里开始：groundup demo"),
 )
-data_app = typer.Typer(help=_help("Look at data and check it, before training.", "训练之前查看与检查数据。"), no_args_is_help=True)
-runs_app = typer.Typer(
-    help=_help("The runs of this folder: list, show, compare, verify.", "本目录下的训练：列出、查看、比较、校验。"), no_args_is_help=True
+data_app = _Table(cls=_Group, help=_help("Look at data and check it, before training.", "训练之前查看与检查数据。"), no_args_is_help=True)
+runs_app = _Table(
+    cls=_Group, help=_help("The runs of this folder: list, show, compare, verify.", "本目录下的训练：列出、查看、比较、校验。"), no_args_is_help=True
 )
 app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
@@ -1034,7 +1058,10 @@ def _verb_first(arguments: list[str]) -> list[str]:
     while early < len(arguments) and arguments[early].partition("=")[0] in ("--lang", "--json", "--traceback"):
         early += 2 if arguments[early] == "--lang" else 1
     verb = arguments[early:] or ["--help"]
-    return verb + (arguments[:early] if not verb[0].startswith("-") else [])
+    words = 2 if verb[0] in ("data", "runs", "env") else 1
+    if any(word.startswith("-") for word in verb[:words]) or len(verb) < words:
+        return verb  # only a help
+    return verb[:words] + arguments[:early] + verb[words:]  # at the end, an option without its value would take them for it
 
 
 def _choose_language(arguments: list[str]) -> None:
@@ -1099,8 +1126,12 @@ def _failed(error: BaseException, as_json: bool, show_traceback: bool) -> int:
         told = error
     elif isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
+    elif type(error).__name__ == "NoArgsIsHelpError":  # `groundup data` alone
+        sys.stderr.write(f"{error}\n")
+        return 2
     elif hasattr(error, "format_message"):  # click's usage errors, wherever typer keeps its click
-        told = UserError("{message}", "{message}", message=error.format_message(), fix="groundup --help")
+        message = error.format_message()
+        told = UserError(message, in_chinese(message), fix="groundup --help")
         context = getattr(error, "ctx", None)
         if context is not None:
             told.fix_en = told.fix_zh = f"{context.command_path} --help"
