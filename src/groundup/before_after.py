@@ -236,7 +236,7 @@ def _old(job: Job) -> TextSet | None:
     """What the base was trained on, as it says itself; None where it does not, or where that is the new data."""
     assert job.base is not None
     base = job.base
-    if "data" not in base.card or base.card["data"]["fingerprint"] == job.prepared.fingerprint:
+    if "data" not in base.card or job.prepared.is_that_of(base.card):
         return None
     with console.muted():
         old = prepare(base.task.reads(Data.model_validate(base.card["data"]["spec"])), classification=False, kind="text")

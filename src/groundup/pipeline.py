@@ -503,7 +503,7 @@ def _finish(job: Job, begin: float, seconds: dict[str, float]) -> Run:
         "metrics": {name: found["metrics"]},
         "intervals": {name: found["intervals"]},
         "seed": recipe.train.seed,
-        "data": {"spec": recipe.data.model_dump(mode="json"), "fingerprint": job.prepared.fingerprint},
+        "data": {"spec": recipe.data.model_dump(mode="json"), "fingerprint": job.prepared.fingerprint, "contents": job.prepared.contents},
         "views": views.model_dump() if views else None,
         "parent": _parent(job),
     }
@@ -791,7 +791,7 @@ def evaluate(
         "fingerprint": prepared.fingerprint,
         "split": name,
         "records": len(encoded),
-        "same_data_as_training": prepared.fingerprint == loaded.card.get("data", {}).get("fingerprint"),
+        "same_data_as_training": prepared.is_that_of(loaded.card),
         "metric": loaded.task.default_metric,
         "views": loaded.card.get("views"),
         **found,

@@ -34,6 +34,7 @@ def test_a_model_of_plain_text_is_evaluated_on_examples_and_compared_with_its_tu
     found = json.loads(capsys.readouterr().out)
     alone = gu.evaluate(base, data)
     assert found["records"] == alone["records"] == len(ADDITIONS) and alone["metric"] == found["metric"]
+    assert found["same_data_as_training"] and not alone["same_data_as_training"], "however it is divided"
     (loss,) = [r for r in found["against"]["rows"] if r["metric"] == "loss"]
     assert loss["before"] == pytest.approx(alone["metrics"]["loss"], rel=1e-5) and loss["after"] == pytest.approx(found["metrics"]["loss"], rel=1e-5)
     shorter = gu.tune(base, data, "full", {"train.steps": 2, "task.context": 48}, out=tmp_path / "shorter")

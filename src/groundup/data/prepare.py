@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from dataclasses import dataclass
@@ -31,6 +32,17 @@ class Prepared:
     @property
     def fingerprint(self) -> str:
         return self.dataset.fingerprint
+
+    @property
+    def contents(self) -> str | None:
+        """sha256 of the contents of its files, however they are named and divided; None where there are no files."""
+        files = sorted(self.dataset.files.values())
+        return hashlib.sha256("\n".join(files).encode()).hexdigest() if files else None
+
+    def is_that_of(self, card: dict[str, Any]) -> bool:
+        """Whether a model with this card was made with the same data."""
+        known = card.get("data", {})
+        return self.fingerprint == known.get("fingerprint") or (self.contents is not None and self.contents == known.get("contents"))
 
 
 def natural(label: str) -> tuple[Any, ...]:
