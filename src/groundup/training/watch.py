@@ -44,20 +44,25 @@ class Timer(Base):
     def begin(self, state: TrainState, plan: Plan) -> None:
         self.device = str(plan.device)
         self.start = self.last = time.monotonic()
+        self.stepping = 0.0  # seconds of steps since the last row of training: evaluations and checkpoints are not training speed
         self.samples, self.tokens, self.plan = state.samples, state.tokens, plan
+
+    def after_step(self, state: TrainState, report: Report) -> None:
+        now = time.monotonic()
+        self.stepping, self.last = self.stepping + now - self.last, now
 
     def row(self, row: dict[str, Any]) -> None:
         if row["kind"] == "train":
-            now = time.monotonic()
-            row["samples_per_s"] = round((row["samples"] - self.samples) / max(now - self.last, 1e-9), 1)
-            row["seconds"], row["memory"] = round(now - self.start, 3), memory_in_use(self.device)
+            took, self.stepping = max(self.stepping + time.monotonic() - self.last, 1e-9), 0.0  # with what the host waited for the device
+            row["samples_per_s"] = round((row["samples"] - self.samples) / took, 1)
+            row["seconds"], row["memory"] = round(time.monotonic() - self.start, 3), memory_in_use(self.device)
             self.samples = row["samples"]
             if "tokens" in row:
-                row["tokens_per_s"] = round((row["tokens"] - self.tokens) / max(now - self.last, 1e-9), 1)
+                row["tokens_per_s"] = round((row["tokens"] - self.tokens) / took, 1)
                 self.tokens = row["tokens"]
                 if self.plan.peak_flops:
                     row["mfu"] = round(row["tokens_per_s"] * self.plan.flops_per_token / self.plan.peak_flops, 4)
-        self.last = time.monotonic()  # time spent on evaluation and checkpoints is not training speed
+        self.last = time.monotonic()
 
 
 class Jsonl(Base):
