@@ -476,7 +476,7 @@ def _state_batch_norm(run: RunFolder, model: nn.Module, stages: list[loop.Stage]
     norms = {id(m) for m in model.modules() if isinstance(m, _BatchNorm)}
     if not norms:
         return
-    still = [len(norms & {id(m) for frozen in stage.frozen for m in frozen.modules()}) for stage in stages]
+    still = [len(norms & {id(m) for frozen in stage.modules for m in frozen.modules()}) for stage in stages]
     value = "trained" if not any(still) else "frozen" if min(still) == len(norms) else "partly frozen"
     counts = ", ".join(f"{n}/{len(norms)}" for n in still)
     run.decide(

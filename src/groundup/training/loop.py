@@ -47,23 +47,29 @@ OVERFLOWS = 30  # fp16 updates skipped in a row before the run stops: the scale 
 
 @dataclass
 class Stage:
-    """A part of the run with its own frozen modules.
+    """A part of the run with its own frozen parts.
 
     Args:
         begin: the share of the run at which it begins.
-        frozen: modules that are not trained, and stay in evaluation mode (their BatchNorm statistics and dropout are off).
+        frozen: modules that are not trained, and stay in evaluation mode (their BatchNorm statistics and dropout are off); and single
+            parameters, whose modules hold others that are trained.
     """
 
     begin: float
-    frozen: Sequence[nn.Module] = ()
+    frozen: Sequence[nn.Module | nn.Parameter] = ()
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The frozen modules."""
+        return [part for part in self.frozen if isinstance(part, nn.Module)]
 
     def enter(self, model: nn.Module) -> None:
-        """Trains everything but the frozen modules."""
-        still = {id(p) for module in self.frozen for p in module.parameters()}
+        """Trains everything but the frozen parts."""
+        still = {id(p) for part in self.frozen for p in (part.parameters() if isinstance(part, nn.Module) else [part])}
         for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) not in still and not hasattr(parameter, "stays_frozen"))
+            parameter.requires_grad_(id(parameter) not in still)
         model.train()
-        for module in self.frozen:
+        for module in self.modules:
             module.eval()
 
 

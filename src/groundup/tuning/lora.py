@@ -33,7 +33,7 @@ def lora(
     plus: float = 1.0,
     init: Literal["zero", "pissa"] = "zero",
     bits: Literal[4, 8] | None = None,
-) -> list[nn.Module]:
+) -> list[nn.Module | nn.Parameter]:
     """
     Args:
         alpha: default twice the rank.
@@ -89,14 +89,13 @@ def lora(
         quantize(model, names, bits)
     own = {id(p) for m in layers for p in (*m.lora_A.parameters(), *m.lora_B.parameters(), m.lora_magnitude_vector) if p is not None}
     keep_only_trained(model)
-    frozen = []
+    frozen: list[nn.Module | nn.Parameter] = []
     for module in model.modules():
         direct = list(module.parameters(recurse=False))
         if isinstance(module, LoRALinear) or not direct or any(id(p) in own for p in direct):
             continue
         if any(isinstance(m, LoRALinear) for m in module.modules()):  # adapters stand in it: only what is its own is frozen
-            for parameter in direct:
-                parameter.stays_frozen = True  # type: ignore[attr-defined]
+            frozen += direct
         else:
             frozen.append(module)
     return frozen
