@@ -32,7 +32,7 @@ from groundup.data import statistics
 from groundup.data.prepare import Prepared, absolute_source, prepare
 from groundup.data.streaming import default_workers
 from groundup.env import probe
-from groundup.models import lora
+from groundup.models import library, lora
 from groundup.models.base import build_model, count_parameters, placed
 from groundup.models.language import LanguageModel
 from groundup.models.weights import is_weights, load_into
@@ -326,6 +326,7 @@ def build(
         "device": where,
         "deterministic": recipe.train.deterministic,
         "world_size": ranks.world,
+        "kernels": library.version("train") if isinstance(model, LanguageModel) and at.type == "cpu" else None,
         "fingerprint": prepared.fingerprint,
         "machine": _machine(),
     }
@@ -628,7 +629,7 @@ def _resumed(job: Job, step: int, then: dict[str, Any], now: dict[str, Any], pas
             style="yellow",
         )
         shutil.rmtree(run.checkpoints / name, ignore_errors=True)  # its step is written anew
-    differ = {k: (then.get(k), now[k]) for k in ("torch", "threads", "device", "world_size", "machine") if then.get(k) != now[k]}
+    differ = {k: (then.get(k), now[k]) for k in ("torch", "threads", "device", "world_size", "machine", "kernels") if then.get(k) != now[k]}
     exact = now["deterministic"] and not differ
     attempt = 1 + sum(row.get("event") == "resumed" for row in read_rows(run.path / "events.jsonl"))
     marked = run.supersede(step, job.state.evaluated_at, attempt)

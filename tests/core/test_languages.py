@@ -2,6 +2,7 @@
 
 import ast
 import re
+import string
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,16 @@ def test_both_languages_name_the_same_values(path):
             {n.split(":")[0].removesuffix("_zh").replace("zh", "en") for n in re.findall(r"\{(\w+[^}]*)\}", a.value)} for a in node.args
         )
         assert english == chinese, f"{path.relative_to(ROOT)} line {node.lineno}: {name} tells {english ^ chinese} in one language only"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
+def test_every_value_that_a_text_names_is_given(path):
+    """A text with braces of its own beside values would fail in the moment when it is needed."""
+    for name, node in calls(path):
+        given = {k.arg for k in node.keywords} - {"fix", "fix_zh", "exit_status"}
+        if not given or None in given:
+            continue
+        for part in [*node.args, *(k.value for k in node.keywords if k.arg in ("fix", "fix_zh"))]:
+            for text in texts(part) if isinstance(part, ast.Constant) else []:
+                named = {re.split(r"[.\[]", field)[0] for _, field, _, _ in string.Formatter().parse(text) if field is not None}
+                assert named <= given, f"{path.relative_to(ROOT)} line {node.lineno}: {name} does not give {named - given} of {text!r}"

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
 
 from groundup.core import files
 from groundup.core.errors import DataError, ModelError
@@ -315,7 +315,7 @@ def train_bpe(texts: Iterable[str], vocabulary: int, *, exact: bool = True) -> T
             fix="--set task.vocabulary={made}   or auto",
             fix_zh="--set task.vocabulary={made}   或 auto",
         )
-    return Tokenizer(core, _settings({}))
+    return _of_documents(core)
 
 
 def train_characters(texts: Iterable[str], limit: int = 20_000) -> Tokenizer:
@@ -334,6 +334,13 @@ def train_characters(texts: Iterable[str], limit: int = 20_000) -> Tokenizer:
     core = tokenizers.Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, [], byte_fallback=True))
     core.add_special_tokens(SPECIAL)
     core.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])  # type: ignore[assignment]
+    return _of_documents(core)
+
+
+def _of_documents(core: tokenizers.Tokenizer) -> Tokenizer:
+    """The separator stands before a text, as it does before every document of a training: whoever opens the folder with transformers gets it, too."""
+    end = core.token_to_id(END)
+    core.post_processor = processors.TemplateProcessing(single=f"{END} $A", pair=f"{END} $A {END} $B", special_tokens=[(END, end)])  # type: ignore[assignment]
     return Tokenizer(core, _settings({}))
 
 

@@ -93,6 +93,10 @@ def check_images(name: str, input_shape: tuple[int, ...], smallest: int) -> tupl
     return channels, height, width
 
 
+# Settings that count something: what is not there cannot be built.
+SIZES = {"layers", "width", "widths", "heads", "kv_heads", "head_dim", "hidden"}
+
+
 def build_model(name: str, arguments: dict[str, Any], input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
     """Builds a registered model or a user's `path/to/file.py:Name`; the latter gets `input_shape` and `num_outputs` where it asks for them.
 
@@ -102,6 +106,14 @@ def build_model(name: str, arguments: dict[str, Any], input_shape: tuple[int, ..
     """
     entry = MODELS.get(name)
     arguments = MODELS.build_arguments(entry, arguments, "model")
+    for key in SIZES & set(arguments):
+        values = arguments[key] if isinstance(arguments[key], list | tuple) else [arguments[key]]
+        if any(isinstance(v, int) and v < 1 for v in values):
+            raise ModelError(
+                "model.{key} = {value}: at least 1 is expected", "model.{key} = {value}：至少为 1", key=key, value=arguments[key],
+                fix="groundup models {name}   tells the settings and what they are without being set",
+                fix_zh="groundup models {name}   列出各项设置及其默认值", name=name,
+            )  # fmt: skip
     import inspect
 
     parameters = inspect.signature(entry.target).parameters

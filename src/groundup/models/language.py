@@ -188,12 +188,19 @@ def rope_frequencies(head_dim: int, theta: float, scaling: dict[str, Any] | None
             `{type: llama3, factor, low, high, original}` (long waves divided, Llama 3.1); None leaves positions as they are.
     """
     frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    kind = (scaling or {}).get("type")
-    if not kind or kind == "default":
+    if not scaling or (kind := scaling.get("type")) == "default":
         return frequency, 1.0
-    assert scaling is not None
+    if kind not in ("linear", "yarn", "llama3"):
+        raise ModelError(
+            "model.rope_scaling.type = '{kind}'; known: linear, yarn, llama3",
+            "model.rope_scaling.type = '{kind}'；可用：linear、yarn、llama3",
+            kind=kind,
+            fix="--set 'model.rope_scaling={{type: linear, factor: 2}}'",
+        )
     try:
         factor = float(scaling["factor"])
+        if not factor >= 1:
+            raise ValueError(f"factor = {factor:g}")
         if kind == "linear":
             return frequency / factor, 1.0
         original = float(scaling.get("original") or context)
@@ -202,33 +209,37 @@ def rope_frequencies(head_dim: int, theta: float, scaling: dict[str, Any] | None
             turns = original * frequency / (2 * math.pi)  # full turns within the original context
             smooth = ((turns - low) / (high - low)).clamp(0, 1)
             return frequency * (smooth + (1 - smooth) / factor), 1.0
-        if kind == "yarn":
 
-            def dimension(turns: float) -> float:
-                return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        def dimension(turns: float) -> float:
+            return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-            first, last = dimension(float(scaling.get("fast") or 32)), dimension(float(scaling.get("slow") or 1))
-            if scaling.get("truncate", True):
-                first, last = math.floor(first), math.ceil(last)
-            first, last = max(first, 0), min(last, head_dim - 1)
-            ramp = ((torch.arange(head_dim // 2) - first) / max(last - first, 1e-3)).clamp(0, 1)
-            given = scaling.get("attention")
-            scale = float(given) if given is not None else 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
-            return frequency * (1 - ramp) + frequency / factor * ramp, scale
+        first, last = dimension(float(scaling.get("fast") or 32)), dimension(float(scaling.get("slow") or 1))
+        if scaling.get("truncate", True):
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, head_dim - 1)
+        ramp = ((torch.arange(head_dim // 2) - first) / max(last - first, 1e-3)).clamp(0, 1)
+        given = scaling.get("attention")
+        scale = float(given) if given is not None else 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+        return frequency * (1 - ramp) + frequency / factor * ramp, scale
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            "model.rope_scaling of type {kind}: numbers are expected, and a factor of at least 1, not {found} ({cause})",
+            "{kind} 类型的 model.rope_scaling：应为数字，且 factor 至少为 1，而不是 {found}（{cause}）",
+            kind=kind,
+            found=str(scaling),
+            cause=str(error),
+            fix="--set 'model.rope_scaling={{type: linear, factor: 2}}'",
+        ) from None
     except KeyError as error:
         raise ModelError(
             "model.rope_scaling of type {kind} needs {key}",
             "{kind} 类型的 model.rope_scaling 需要 {key}",
             kind=kind,
             key=error.args[0],
-            fix="--set model.rope_scaling={type: yarn, factor: 4, original: 2048}",
+            fix="--set 'model.rope_scaling={{type: {kind}, factor: 4}}'"
+            if kind != "llama3"
+            else "--set 'model.rope_scaling={{type: llama3, factor: 8, low: 1, high: 4, original: 8192}}'",
         ) from None
-    raise ModelError(
-        "model.rope_scaling.type = '{kind}'; known: linear, yarn, llama3",
-        "model.rope_scaling.type = '{kind}'；可用：linear、yarn、llama3",
-        kind=kind,
-        fix="--set model.rope_scaling={type: linear, factor: 2}",
-    )
 
 
 class _Rotate(torch.autograd.Function):

@@ -140,6 +140,11 @@ def why_not(name: str) -> str | None:
     return library if isinstance(library, str) else None
 
 
+def version(name: str) -> str | None:
+    """What tells one build from another, which may round otherwise; None where there is none."""
+    return None if why_not(name) else Path(loaded(name)._name).parent.name[:8]
+
+
 def loaded(name: str) -> ctypes.CDLL:
     """The library, where `why_not` says that there is one."""
     library = _loaded(name)

@@ -122,6 +122,14 @@ class LanguageModeling(Task):
                 value=vocabulary,
                 fix="--set task.vocabulary=4096",
             )
+        if (logit_softcap is not None and not logit_softcap > 0) or not z_loss >= 0:
+            raise RecipeError(
+                "task.logit_softcap = {cap}, task.z_loss = {z}: a cap above 0 (or none) and a weight of 0 or more are expected",
+                "task.logit_softcap = {cap}，task.z_loss = {z}：上限应大于 0（或不设），权重应不小于 0",
+                cap=logit_softcap,
+                z=z_loss,
+                fix="--set task.logit_softcap=30 --set task.z_loss=1e-4",
+            )
         self._set_context(context)
         self.wanted, self.vocabulary = tokenizer, vocabulary
         self.z_loss, self.softcap, self.prompts, self.sample_tokens = z_loss, logit_softcap, list(prompts), sample_tokens
