@@ -101,7 +101,9 @@ def verdict(rows: list[dict[str, Any]]) -> dict[str, str]:
     said, said_zh = [], []
     for name in dict.fromkeys(r["what"] for r in rows):
         of = {r["metric"]: r for r in rows if r["what"] == name}
-        row = next(of[m] for m in (*TELLING, *of) if m in of)
+        telling = list({m: of[m] for m in (*TELLING, *of) if m in of}.values())
+        # The most telling metric that says something: no exact match before and after must not hide a loss that fell.
+        row = next((r for r in telling if _change(r)), next((r for r in telling if not math.isnan(r["difference_interval"][0])), telling[0]))
         change = _change(row)
         if math.isnan(row["difference_interval"][0]):
             said.append(f"cannot tell on the {name}: too few records ({row['metric']} {row['difference']:+.2g})")
@@ -113,6 +115,10 @@ def verdict(rows: list[dict[str, Any]]) -> dict[str, str]:
         else:
             said.append(f"{'better' if change > 0 else 'worse'} on the {name} by {_by(row)} ({row['metric']})")
             said_zh.append(f"在{row['what_zh']}上{'变好' if change > 0 else '变差'}，{row['metric']} 相差 {_by(row)}")
+            if (first := telling[0]) is not row:
+                few = math.isnan(first["difference_interval"][0])
+                said[-1] += f", {first['metric']} {'on too few records to tell' if few else 'without a clear change'} ({first['difference']:+.2g})"
+                said_zh[-1] += f"，{first['metric']} {'记录太少，无法判断' if few else '没有明确变化'}（{first['difference']:+.2g}）"
             for other in of.values():
                 if _change(other) * change < 0:
                     said[-1] += f", but {'worse' if change > 0 else 'better'} by {_by(other)} ({other['metric']})"

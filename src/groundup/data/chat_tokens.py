@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from groundup.core import files
 from groundup.core.errors import DataError, ModelError
 from groundup.data import cache
+from groundup.data.conversations import is_learned
 from groundup.data.tokenizers import TEMPLATES, Tokenizer
 from groundup.data.tokens import IGNORED
 
@@ -104,9 +105,12 @@ def render(
         spans = [(0, len(text))]
     else:
         for i, message in enumerate(messages):
-            if message["role"] != "assistant" or (only_last and i + 1 < len(messages)):
+            if not is_learned(message) or (only_last and i + 1 < len(messages)):
                 continue
             before = through(i, True)
+            if not text.startswith(before) and text.startswith(earlier := through(i, False)):
+                same = next((k for k, (a, b) in enumerate(zip(before, text)) if a != b), min(len(before), len(text)))
+                before = before[: max(same, len(earlier))]  # an answer that thinks, where the prompt would begin one that does not
             after = text if i + 1 == len(messages) else through(i + 1, False)
             if text.startswith(before) and text.startswith(after) and len(after) > len(before):
                 spans.append((len(before), len(before) + len(after[len(before) :].rstrip("\n"))))

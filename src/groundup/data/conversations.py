@@ -7,6 +7,7 @@ turns before the answer, and its versions, the best one first.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -54,6 +55,7 @@ def read(record: Any) -> dict[str, Any] | Reason:
         return {"text": record} if record.strip() else _empty("the text")
     if not isinstance(record, dict):
         return not_a_record(record)
+    record = _with_lists(record)
     if PREFERENCE & record.keys():
         return Reason(
             "preference",
@@ -104,6 +106,7 @@ def read_preference(record: Any) -> dict[str, Any] | Reason:
     """A record as a preference: the turns before an answer, and two or more answers, the best one first."""
     if not isinstance(record, dict) or not PREFERENCE & record.keys():
         return Reason("format", f"no preference; known: {PREFERENCES}", f"不是偏好数据；支持：{PREFERENCES}", damaged=True)
+    record = _with_lists(record)
     if "responses" in record or "answers" in record:
         answers = _ranked(record.get("responses", record.get("answers")), record.get("scores"), record.get("ranks", record.get("ranking")))
         before = _before(record)
@@ -134,6 +137,17 @@ def read_preference(record: Any) -> dict[str, Any] | Reason:
     if isinstance(tools, Reason):
         return tools
     return {"messages": before, "answers": answers} | ({"tools": tools} if tools else {})
+
+
+def _with_lists(record: dict[str, Any]) -> dict[str, Any]:
+    """A table's cells hold lists of turns as JSON."""
+    found = {}
+    for key in ("messages", "conversations", "conversation", "chosen", "rejected", "responses", "answers", "scores", "ranks"):
+        value = record.get(key)
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            with contextlib.suppress(ValueError):
+                found[key] = json.loads(value)
+    return record | found if found else record
 
 
 def _before(record: dict[str, Any]) -> list[Any] | Reason:
@@ -212,7 +226,14 @@ def wrong(turns: Sequence[dict[str, Any]]) -> Reason | None:
         before = role
     if not any(turn["role"] == "assistant" for turn in turns):
         return Reason("nothing to learn", "it has no turn of the assistant", "没有 assistant 的发言", damaged=True)
+    if not any(is_learned(turn) for turn in turns):
+        return Reason("nothing to learn", "all its answers have weight 0", "所有回答的 weight 都是 0", damaged=True)
     return None
+
+
+def is_learned(turn: dict[str, Any]) -> bool:
+    """Whether a turn is one that the model learns to say."""
+    return turn["role"] == "assistant" and turn.get("weight", 1) != 0
 
 
 def _empty(what: str) -> Reason:
@@ -232,7 +253,23 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _turn(number: int, role: Any, content: Any, calls: Any = None) -> dict[str, Any] | Reason:
+def _call_problem(call: dict[str, Any]) -> tuple[str, str] | None:
+    """What is wrong with a call of a tool; its arguments are an object, or one written as JSON."""
+    function = call.get("function", call)
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        return "a call has no name of a function", "有一个调用没有函数名"
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except ValueError:
+            name = function["name"]
+            return f"the arguments of the call of {name} are not JSON", f"对 {name} 的调用，其参数不是 JSON"
+    return None
+
+
+def _turn(number: int, role: Any, content: Any, calls: Any = None, more: dict[str, Any] | None = None) -> dict[str, Any] | Reason:
+    """more: what else a message says, for its template: reasoning_content, name, tool_call_id ...; `weight` 0 (of OpenAI's format): not to be learned."""
     known = SPEAKERS.get(role.lower()) if isinstance(role, str) else None
     if known is None:
         shown = repr(role)
@@ -245,7 +282,12 @@ def _turn(number: int, role: Any, content: Any, calls: Any = None) -> dict[str, 
         return Reason(
             "content", f"turn {number}: tool_calls is not a list of objects", f"第 {number} 轮：tool_calls 不是对象列表", damaged=True
         )
-    return {"role": known, "content": text, **({"tool_calls": calls} if calls else {})}
+    if problem := next((p for call in calls or [] if (p := _call_problem(call))), None):
+        return Reason("content", f"turn {number}: {problem[0]}", f"第 {number} 轮：{problem[1]}", damaged=True)
+    more = {k: v for k, v in (more or {}).items() if k not in ("role", "content", "tool_calls") and v is not None}
+    if more.get("weight", 1) not in (0, 1):
+        return Reason("schema", f"turn {number}: weight is neither 0 nor 1", f"第 {number} 轮：weight 应为 0 或 1", damaged=True)
+    return {"role": known, "content": text, **({"tool_calls": calls} if calls else {}), **more}
 
 
 def _all(turns: Sequence[dict[str, Any] | Reason]) -> list[Any] | Reason:
@@ -257,7 +299,7 @@ def _openai(messages: list[Any]) -> list[Any] | Reason:
     for number, message in enumerate(messages, 1):
         if not isinstance(message, dict) or "role" not in message:
             return Reason("schema", f"turn {number} has no 'role'", f"第 {number} 轮没有 'role'", damaged=True)
-        made.append(_turn(number, message["role"], message.get("content"), message.get("tool_calls")))
+        made.append(_turn(number, message["role"], message.get("content"), message.get("tool_calls"), message))
     return _all(made)
 
 
@@ -277,7 +319,7 @@ def _sharegpt(turns: Any, system: Any) -> list[Any] | Reason:
                 _turn(number, speaker, "", [{"type": "function", "function": c} for c in (calls if isinstance(calls, list) else [calls])])
             )
         else:
-            made.append(_turn(number, speaker, value))
+            made.append(_turn(number, speaker, value, more={"weight": turn.get("weight")}))
     return _all(made)
 
 

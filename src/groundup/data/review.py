@@ -35,6 +35,7 @@ PERSONAL = {
 NOBODY = re.compile(
     r"@(?:[\w-]+\.)*(?:example|test|invalid|localhost|domain|email)\b|@(?:[\w-]+\.)*(?:example)\.\w+|\b555[ -]|123-456-7890"
 )
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f]")
 MOJIBAKE = re.compile(r"�|Ã[\x80-\xbf©¨¡¢¤¶¼]|â€[™œ“”\x9d¦]|锟斤拷|烫烫烫|屯屯屯|ï¿½")
 _SECRET = re.compile("|".join(f"(?P<s{i}>{p})" for i, p in enumerate(SECRETS.values())))
 # What a secret has in it, lower case: quick to look for, where the patterns are slow.
@@ -91,14 +92,14 @@ def _checks(what: str, number: str) -> bool:
 def remarks(conversation: dict[str, Any]) -> list[Reason]:
     """What is odd about a conversation as `conversations.read` gives it; at most one remark of each kind."""
     turns = conversation.get("messages", [])
-    parts = [conversation["text"]] if "text" in conversation else [t["content"] for t in turns] + conversation.get("answers", [])
+    parts = [conversation["text"]] if "text" in conversation else [v for t in turns for k, v in t.items() if k != "role" and isinstance(v, str)] + conversation.get("answers", [])
     whole = "\n".join(parts)
     found: dict[str, Reason] = {}
     held = list(dict.fromkeys(sensitive(whole)))
     for kind in dict.fromkeys(kind for kind, _ in held):
         whats = [what for of, what in held if of == kind]
         found[kind] = Reason(kind, f"it holds {', '.join(whats)}", f"含有{'、'.join(SENSITIVE_ZH[w].strip() for w in whats)}")
-    if not whole.isascii() and (broken := MOJIBAKE.search(whole)):
+    if broken := CONTROL.search(whole) or (None if whole.isascii() else MOJIBAKE.search(whole)):
         found["encoding"] = Reason("encoding", f"broken characters: {broken.group()!r}", f"乱码：{broken.group()!r}")
     for number, turn in enumerate(turns, 1):
         if reason := _absurd(number, turn, turns[number - 2] if number > 1 else None):

@@ -79,10 +79,29 @@ class LanguageMetrics(SummedMetrics):
 
 class PreferenceMetrics(SummedMetrics):
     """Of pairs of answers: the loss, the share whose better answer gained more than the other since training began (`accuracy`; equal gains count half),
-    by how much (`margin`, nats), and the share whose better answer is the likelier one per token (`ranking`)."""
+    by how much (`margin`, nats), and the share whose better answer is the likelier one per token (`ranking`).
+
+    A ranked list gives several pairs, which are drawn together: intervals are over lists.
+    """
 
     higher_is_better = {"loss": False, "accuracy": True, "margin": True, "ranking": True}
     columns = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.drawn = math.nan, np.zeros((RESAMPLES, 0))  # the record that the last pair was of, and its weights
+
+    def update(self, outputs: Tensor, targets: Tensor, loss_sum: float) -> None:
+        """`outputs`: [pairs, columns + 1], in the end the number of the record that a pair is of; pairs of one record follow each other."""
+        rows = outputs.detach().cpu().double().numpy()
+        for record in dict.fromkeys(rows[:, -1].tolist()):
+            of = rows[rows[:, -1] == record, :-1].sum(0)
+            if record != self.last:
+                self.last, self.drawn = record, poisson_weights(self.random, 1)
+                self.records += 1
+            self.sums[0] += of
+            if self.resampling:
+                self.sums[1:] += self.drawn * of
 
     def values(self) -> dict[str, NDArray[np.float64]]:
         with np.errstate(divide="ignore", invalid="ignore"):

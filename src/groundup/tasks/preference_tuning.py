@@ -44,9 +44,10 @@ class EncodedPairs(EncodedConversations):
 
 @dataclass
 class PairBatch(ConversationBatch):
-    """`reference` [2 * pairs]: see `EncodedPairs`; NaN where it is not known."""
+    """`reference` [2 * pairs]: see `EncodedPairs`; NaN where it is not known. `records` [pairs]: the list or pair of the data that each is of."""
 
     reference: Tensor = field(default_factory=lambda: torch.zeros(0))
+    records: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 @TASKS.register(
@@ -146,7 +147,8 @@ class PreferenceTuning(InstructionTuning):
         assert isinstance(made, ConversationBatch)
         known = encoded.reference
         reference = torch.full((len(both),), math.nan, device=encoded.device) if known is None else known[both]
-        return PairBatch(made.inputs, made.targets, made.documents, made.owners, made.conversations, reference)
+        records = torch.from_numpy(encoded.stream.records[2 * index.cpu().numpy()])
+        return PairBatch(made.inputs, made.targets, made.documents, made.owners, made.conversations, reference, records)
 
     def _likelihoods(self, model: LanguageModel, batch: Any) -> tuple[Tensor, Tensor]:
         """Of each answer of a batch its log-probability, and how many tokens it has: float32 [2 * pairs]."""
@@ -176,11 +178,12 @@ class PreferenceTuning(InstructionTuning):
         return Loss(loss.sum(), len(loss))
 
     def score(self, model: nn.Module, batch: Batch, metrics: MetricSet) -> Tensor:
+        assert isinstance(batch, PairBatch)
         loss, margin, ranked = self._pairs(model, batch)
         equal = margin.abs() < 1e-3  # no more than rounding
         won = torch.where(margin.isnan(), margin, torch.where(equal, 0.5, (margin > 0).to(margin)))
         rows = torch.stack([loss, won, margin, ranked, torch.ones_like(loss)], 1).double()
-        metrics.update(rows, batch.targets, 0.0)
+        metrics.update(torch.cat([rows.cpu(), batch.records[:, None].double()], 1), batch.targets, 0.0)
         return rows
 
     def metrics(self) -> MetricSet:
