@@ -75,7 +75,7 @@ def view(config: Data, model: str) -> dict[str, Any]:
     given = loaded.card["task"]
     name = (task_for(config.source) if isinstance(config.source, str) else None) or "instruction-tuning"
     task: Any = modelfolder.build_task(name, given["arguments"] if given["name"] == name else {})
-    task.read_files(loaded.path)
+    task.read_files(loaded.companions)
     task.load_state({"labels": [], "preprocessor": loaded.task.state()["preprocessor"] | task.own_state()})
     prepared = prepared_for(config, name)
     index = np.sort(np.concatenate(list(prepared.splits.values())))

@@ -513,7 +513,7 @@ def fit(task: Task, prepared: Prepared, base: modelfolder.Loaded | None, keep_cl
             )
         task.old_labels = list(base.task.state()["labels"])
     if base is not None:
-        task.read_files(base.path)
+        task.read_files(base.companions)
     task.fit(dataset, prepared.splits["train"])
     if base is not None:  # features were learned under the base's normalisation: new labels, old preprocessing
         task.load_state({"labels": task.state()["labels"], "preprocessor": base.task.state()["preprocessor"] | task.own_state()})

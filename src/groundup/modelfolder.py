@@ -78,6 +78,12 @@ class Loaded:
             self.card["views"] = chosen.model_dump() if chosen else None
 
     @property
+    def companions(self) -> Path:
+        """Where its other files lie (a tokenizer): its own folder, or its base's where PEFT saved an adapter alone."""
+        alone = is_bare_adapter(self.path) and not (self.path / "tokenizer.json").is_file()
+        return self.weights[0].parent if alone else self.path
+
+    @property
     def sha256(self) -> str:
         if len(self.weights) == 1:
             return files.sha256(self.weights[0])
@@ -226,7 +232,7 @@ def find(path: str | Path) -> Path:
     from groundup.core.run import resolve_run
 
     folder = Path(path).expanduser()
-    if (folder / "groundup.json").is_file():
+    if (folder / "groundup.json").is_file() or is_bare_adapter(folder):
         return folder
     if not (folder / "recipe.yaml").is_file():
         if folder.exists():
@@ -257,11 +263,18 @@ def find(path: str | Path) -> Path:
     return folder / "model"
 
 
+def is_bare_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter as PEFT saves it, without a card of ours."""
+    return (folder / "adapter_config.json").is_file() and not (folder / "groundup.json").is_file()
+
+
 def task_name(name: str) -> str | None:
     """The task of a model folder, a run, or a folder of transformers, found without opening its weights; None for what is not here."""
     folder = Path(name).expanduser()
     if is_foreign(name):
         return "language-modeling" if is_language_folder(folder) else "image-classification"
+    if is_bare_adapter(folder):
+        return "language-modeling"
     return str(files.read_json(find(name) / "groundup.json")["task"]["name"])
 
 
@@ -277,6 +290,8 @@ def load(path: Any, *, trust_code: bool = False, device: str = "cpu") -> Loaded:
     if is_foreign(name := str(getattr(path, "path", path))):
         return _foreign(name, device)
     folder = find(name)
+    if is_bare_adapter(folder):
+        return _bare_adapter(folder, trust_code, device)
     if (reason := damage(folder)) is not None:
         raise ModelError(
             "{folder} is damaged: {reason}",
@@ -345,6 +360,26 @@ def _adapter(folder: Path, task: Task, card: dict[str, Any], trust_code: bool, d
     if bits := card.get("base_bits"):
         lora.quantize(base.model, list(lora.adapted(base.model)), bits)
     return Loaded(base.model.eval(), task, card, folder, base.architecture, base.arguments, [*base.weights, folder / ADAPTER])
+
+
+def _bare_adapter(folder: Path, trust_code: bool, device: str) -> Loaded:
+    """An adapter that PEFT saved, on the base that it names: a folder, as it stands there or beside the adapter, or a model of the hub."""
+    named = str(files.read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
+    places = [path for path in (Path(named).expanduser(), folder / named) if named and path.is_dir()]
+    if not places and not re.fullmatch(r"[\w.-]+/[\w.-]+", named):
+        raise ModelError(
+            "{folder} is an adapter for '{base}', which is not there",
+            "{folder} 是 '{base}' 的适配器，但它不在那里",
+            folder=folder,
+            base=named,
+            fix="write where it is now as base_model_name_or_path in {folder}/adapter_config.json",
+            fix_zh="在 {folder}/adapter_config.json 的 base_model_name_or_path 中写明它现在的位置",
+        )
+    where = str(places[0].resolve()) if places else f"hub:{named}"
+    base = load(where, trust_code=trust_code, device=device)
+    card = base.card | {"source_run": folder.resolve().name, "parent": {"path": where, "sha256": base.sha256}}
+    adapters.read(base.model, folder)
+    return Loaded(base.model.eval(), base.task, card, folder, base.architecture, base.arguments, [*base.weights, folder / ADAPTER])
 
 
 def _foreign(name: str, device: str) -> Loaded:

@@ -45,7 +45,8 @@ def merge(model: str, out: str | Path | None = None, *, force: bool = False, tru
     task: Any = loaded.task
     if not lora.adapted(loaded.model):
         raise UserError("{model} has no adapter to merge", "{model} 没有可合并的适配器", model=loaded.path)
-    path = Path(out).expanduser() if out is not None else Path("exports") / f"{loaded.card['source_run']}-merged"
+    run = loaded.path.resolve().parent if loaded.path.name == "model" else loaded.path  # the run's folder: names of runs may be alike
+    path = Path(out).expanduser() if out is not None else Path("exports") / f"{run.name}-merged"
     if path.exists() and not force:
         raise UserError("{path} exists already", "{path} 已经存在", path=path, fix="--force replaces it, or give another --out")
     rows = [_tokens(task, prompt) for prompt in PROMPTS]
@@ -56,7 +57,7 @@ def merge(model: str, out: str | Path | None = None, *, force: bool = False, tru
         {
             "name": card["source_run"],
             "task": {"name": card["task"]["name"], **card["task"]["arguments"]},
-            "data": card["data"]["spec"],
+            "data": card["data"]["spec"] if "data" in card else {"source": str(loaded.path)},
             "model": {"name": loaded.architecture, **loaded.arguments},
         }
     )
@@ -86,6 +87,9 @@ def merge(model: str, out: str | Path | None = None, *, force: bool = False, tru
             agreed=agreed,
             same="alike" if same_text else "different",
             same_zh="相同" if same_text else "不同",
+            fix="groundup generate {model}   (or evaluate, serve: the adapter works without being merged)",
+            fix_zh="groundup generate {model}   （evaluate、serve 也一样：不合并也能使用适配器）",
+            model=loaded.path,
         )
     commit(path, final)
     return {
