@@ -96,6 +96,9 @@ def view(config: Data, model: str) -> dict[str, Any]:
                     "parts": _parts(made, task.tokenizer),
                 }
             )
+    describe, there = prepared.dataset.inputs.describe, {int(index[r]) for r in stream.records}
+    gone = [int(i) for i in index if int(i) not in there] if stream.facts["left_out"] else []
+    longer = list(dict.fromkeys(int(index[r]) for r, n in zip(stream.records, stream.lengths) if n > task.context)) if stream.facts["cut"] else []
     return {
         "name": prepared.dataset.name,
         "model": model,
@@ -108,6 +111,8 @@ def view(config: Data, model: str) -> dict[str, Any]:
         "lost_tokens": stream.facts["lost_tokens"],
         "trained_share": stream.supervised / max(1, int(stream.starts[-1])),
         "left_out": stream.facts["left_out"],
+        "cut_records": [describe(i) for i in longer[:100]],
+        "left_out_records": [describe(i) for i in gone[:100]],
         "examples": examples,
     }
 
@@ -138,12 +143,12 @@ def print_view(facts: dict[str, Any]) -> None:
 
 
 def print_lengths(facts: dict[str, Any]) -> None:
-    listed = ", ".join(f"{k} {v:,}" for k, v in facts["tokens"].items())
+    listed = ", ".join(f"{say('longest', '最长') if k == 'longest' else k} {v:,}" for k, v in facts["tokens"].items())
     console.line(
         say(
             "template: {template}; tokens of an example: {listed}; the model reads {context:,}; {share:.0%} are trained",
             "模板：{template}；每例词元数：{listed}；模型上限 {context:,}；其中 {share:.0%} 参与训练",
-            template=facts["template"],
+            template=say("its own", "模型自带") if facts["template"] == "its own" else facts["template"],
             listed=listed,
             context=facts["context"],
             share=facts["trained_share"],
@@ -161,9 +166,19 @@ def problems(facts: dict[str, Any]) -> list[dict[str, Any]]:
                 f"{facts['cut']:,} examples ({share:.0%}) are longer than the model's {facts['context']:,} tokens: "
                 f"{facts['lost_tokens']:,} tokens at their ends would be lost",
                 f"{facts['cut']:,} 条样本（{share:.0%}）超过模型的 {facts['context']:,} 个词元：末尾将丢失 {facts['lost_tokens']:,} 个词元",
+                records=facts["cut_records"],
+                records_zh=facts["cut_records"],
             )
         )
-    return found + [_problem(f"{n:,} examples {reason}", f"{n:,} 条样本{LEFT_OUT_ZH[reason]}") for reason, n in facts["left_out"].items()]
+    gone = facts["left_out_records"] if len(facts["left_out"]) == 1 else []
+    return found + [
+        _problem(f"{_count(n, 'example')} {reason}", f"{n:,} 条样本{LEFT_OUT_ZH[reason]}", records=gone, records_zh=gone)
+        for reason, n in facts["left_out"].items()
+    ]
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def _problem(en: str, zh: str, severity: str = "warning", records: Sequence[str] = (), records_zh: Sequence[str] = ()) -> dict[str, Any]:
@@ -185,8 +200,17 @@ def review(prepared: Prepared, fix: Path | None) -> tuple[list[dict[str, Any]], 
     counts: Counter[str] = Counter()
     flagged = 0
     shown: dict[str, list[tuple[str, str]]] = {}
-    asked: dict[bool, set[bytes]] = {True: set(), False: set()}  # digests of questions, of what is trained and what is held out
+    trained: set[bytes] = set()  # digests of the questions that are trained
+    held: dict[bytes, int] = {}  # and of those that are held out, with a record of each
     removed = None if fix is None else fix.with_name(fix.name + ".removed.jsonl")
+    if fix is not None and fix.suffix != ".jsonl":
+        raise DataError(
+            "--fix {path}: the cleaned records are lines of JSON, and the file's name should say so",
+            "--fix {path}：清理后的记录是逐行的 JSON，文件名应能看出这一点",
+            path=fix,
+            fix="--fix {name}.jsonl",
+            name=fix.with_suffix(""),
+        )
     for path in (p for p in (fix, removed) if p is not None and p.exists()):
         raise DataError("{path} exists already", "{path} 已经存在", path=path, fix="--fix another.jsonl")
     with contextlib.ExitStack() as stack, console.progress() as told:
@@ -207,9 +231,11 @@ def review(prepared: Prepared, fix: Path | None) -> tuple[list[dict[str, Any]], 
                     shown[reason.code].append((f"{name}: {reason.en}", f"{name}：{reason.zh}"))
             if messages := conversation.get("messages"):
                 turns = messages if "answers" in conversation else messages[:-1]
-                asked[int(i) in held_out].add(
-                    hashlib.blake2b(repr([t["content"] for t in turns]).encode("utf-8", "replace"), digest_size=8).digest()
-                )
+                digest = hashlib.blake2b(repr([t["content"] for t in turns]).encode("utf-8", "replace"), digest_size=8).digest()
+                if int(i) in held_out:
+                    held.setdefault(digest, int(i))
+                else:
+                    trained.add(digest)
             if kept_file is not None and removed_file is not None:
                 if reasons:
                     flagged += 1
@@ -218,7 +244,7 @@ def review(prepared: Prepared, fix: Path | None) -> tuple[list[dict[str, Any]], 
                     kept_file.write(as_read(conversation).encode("utf-8") + b"\n")
     found = [
         _problem(
-            f"{n:,} records: {code}",
+            f"{_count(n, 'record')}: {code}",
             f"{n:,} 条记录：{CODES_ZH.get(code, code)}",
             "error" if code == "secret" else "warning",
             [en for en, _ in shown[code]],
@@ -226,9 +252,14 @@ def review(prepared: Prepared, fix: Path | None) -> tuple[list[dict[str, Any]], 
         )
         for code, n in counts.items()
     ]
-    if both := len(asked[True] & asked[False]):
+    if both := [corpus.describe(i) for digest, i in held.items() if digest in trained]:
         found.append(
-            _problem(f"{both:,} questions stand in the training and in the evaluation split", f"{both:,} 个问题同时出现在训练集与评估集中")
+            _problem(
+                f"{_count(len(both), 'question')} of the evaluation split {'stands' if len(both) == 1 else 'stand'} in the training split, too",
+                f"评估集中有 {len(both):,} 个问题也出现在训练集中",
+                records=both[:100],
+                records_zh=both[:100],
+            )
         )
     if fix is None:
         return found, {}

@@ -287,6 +287,9 @@ def print_check(facts: dict[str, Any]) -> None:
         from groundup import examples
 
         examples.print_lengths(facts["for_model"])
+    if "task" in facts:
+        what, what_zh = ("plain text", "普通文本") if facts["task"] == "language-modeling" else ("examples", "样本")
+        console.line(say("read as {what} for {task}", "按 {task} 的{what_zh}读取", what=what, what_zh=what_zh, task=facts["task"]))
     if facts.get("languages"):
         listed = ", ".join(f"{k} {n:,}" for k, n in facts["languages"].items())
         console.line(say("languages: {listed}", "语言：{listed}", listed=listed))

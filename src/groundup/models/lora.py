@@ -262,6 +262,9 @@ def dequantized(weight: Tensor) -> Tensor:
     return weight.dequantize() if type(weight) not in (Tensor, nn.Parameter) else weight  # type: ignore[no-untyped-call, no-any-return]
 
 
+STATE_SPACES = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+
+
 def chosen(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
     """The names of the linear layers that `targets` means: 'all-linear' (but the head), names' last parts, or patterns.
 
@@ -270,7 +273,9 @@ def chosen(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
     """
     linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.endswith("lm_head") and not n.endswith(".gate")]
     if targets == "all-linear":
-        return linear
+        kind = getattr(getattr(getattr(model, "net", None), "config", None), "model_type", "")
+        # Their kernels read this matrix themselves, past an adapter; PEFT does not open adapters on it.
+        return [n for n in linear if not (kind in STATE_SPACES and n.endswith("out_proj"))]
     found: list[str] = []
     for target in [targets] if isinstance(targets, str) else targets:
         hit = [n for n in linear if n == target or n.endswith("." + target) or fnmatch.fnmatch(n, target)]
