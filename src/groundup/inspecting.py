@@ -7,7 +7,7 @@ from typing import Any
 
 from groundup.core import console, files, units
 from groundup.core.errors import DataError, RunError
-from groundup.core.messages import language, say
+from groundup.core.messages import language, say, split_name
 from groundup.core.recipe import Recipe, build, differences, load, override, shipped
 from groundup.core.registry import MODELS, TASKS
 from groundup.core.run import RunFolder, find_runs, read_rows, resolve_run, yaml_block
@@ -485,7 +485,7 @@ def print_run(run: Any) -> None:
 
 
 def print_scores(result: dict[str, Any]) -> None:
-    console.heading(say("{split} split", "{split} 集", split=result["split"]))
+    console.heading(say("{split} split", "{split}", split=split_name(result["split"])))
     console.table(
         [say("metric", "指标"), say("value", "值"), say("95 % interval", "95 % 区间")],
         [[k, number(v), interval(result["intervals"].get(k))] for k, v in result["metrics"].items()],

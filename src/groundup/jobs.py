@@ -24,7 +24,7 @@ from groundup import modelfolder
 from groundup.automatic import batch_size_of, compile_model, flops_of, rehearse, take_path
 from groundup.core import console, device, files, units
 from groundup.core.errors import DataError, RecipeError, RunError, did_you_mean
-from groundup.core.messages import say
+from groundup.core.messages import language, say, split_name
 from groundup.core.recipe import EXTENDABLE, RESUMABLE, Data, Named, Recipe, differences, load, shipped
 from groundup.core.registry import METHODS, TASKS
 from groundup.core.run import RunFolder, command_line, newest_finished, read_rows
@@ -193,7 +193,7 @@ def build(
     _record_data(run, prepared, task, resumed=resume)
     for name, value, reason, reason_zh in task.decisions():
         run.decide(name, value, reason, reason_zh)
-        console.line(f"{name}: " + say("{en}", "{zh}", en=reason, zh=reason_zh))
+        console.line(f"{name}: {reason}" if language() == "en" else reason_zh)
 
     where = run.decide("device", *_reasoned(device.choose_device(recipe.train.device)))
     precision = run.decide("precision", *_reasoned(device.choose_precision(recipe.train.precision, where)))
@@ -590,7 +590,7 @@ def _record_data(run: RunFolder, prepared: Prepared, task: Task, *, resumed: boo
             "data: {name}, {splits}",
             "数据：{name}，{splits}",
             name=prepared.dataset.name,
-            splits=", ".join(f"{k} {len(v):,}" for k, v in prepared.splits.items()),
+            splits=", ".join(f"{split_name(k)} {len(v):,}" for k, v in prepared.splits.items()),
         )
     )
 

@@ -36,6 +36,7 @@ from groundup.core.messages import say
 from groundup.core.recipe import Columns, Data, Picture, Recipe, Split, build, load, override, shipped
 from groundup.core.registry import METHODS, TASKS
 from groundup.core.run import RunFolder, resolve_run
+from groundup.data import conversations
 from groundup.data.pictures import IMAGE_SUFFIXES, pil_picture
 from groundup.data.prepare import Prepared, prepare
 from groundup.data.streaming import default_workers
@@ -359,6 +360,14 @@ def _tell_plan(job: Job) -> None:
         ),
         style="red" if disk > free else "",
     )
+    if disk > free:
+        console.line(
+            say(
+                "! the disk is too full: checkpoints will fail. Make room, give another --out, or --set train.keep=last",
+                "! 磁盘空间不足：检查点将写入失败。请腾出空间、换一个 --out，或用 --set train.keep=last",
+            ),
+            style="red",
+        )
     run.event("planned", memory=need, seconds=round(seconds, 1), disk=disk)
 
 
@@ -679,11 +688,23 @@ def tuning_recipe(
             tree["task"] = {"name": task, **own}
             if task == "preference-tuning":  # gentle: far from the reference its likelihoods mean nothing
                 rate, epochs = rate / 40, 1
+        elif "task" not in {k.partition(".")[0] for k in overrides or {}}:
+            console.line(
+                say(
+                    "read as plain text, no examples of questions and answers: the model goes on learning from text. Examples are: {formats}; {more}",
+                    "按普通文本读取（不是问答样本）：模型继续从文本学习。样本格式有：{formats}；{more}",
+                    formats=conversations.FORMATS,
+                    more=conversations.PREFERENCES,
+                )
+            )
         tree["optim"] = {"name": "adamw", "lr": rate, "weight_decay": 0.0}
         tree["train"] = {"epochs": epochs, "batch_size": 8, "clip_norm": 1.0}
     if keep_classes:
         tree["keep_classes"] = True
     overrides = dict(overrides or {})
+    general = str(overrides.get("evaluate.general", "auto"))
+    if base.task.kind == "text" and Path(general).suffix and "://" not in general and ":" not in general and not Path(general).expanduser().exists():
+        raise DataError("--general {file}: no such file", "--general {file}：没有这个文件", file=general, fix="--general none, or leave it out")
     if rehearse:
         if "data" not in base.card or not isinstance(base.card["data"]["spec"]["source"], str):
             raise DataError(

@@ -10,6 +10,7 @@ import os
 from typing import Any
 
 LANGUAGES = ("en", "zh")
+SPLITS_ZH = {"train": "训练集", "validation": "验证集", "test": "测试集", "all": "全部数据"}
 _chosen: str | None = None
 
 
@@ -27,6 +28,11 @@ def language() -> str:
         if value := os.environ.get(variable):
             return "zh" if value.lower().startswith("zh") else "en"
     return "en"
+
+
+def split_name(split: str) -> str:
+    """A split as it is called in the user's language."""
+    return SPLITS_ZH.get(split, split) if language() == "zh" else split
 
 
 def fill(template: str, values: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ FORMATS = "messages; conversations (ShareGPT); instruction, input, output (Alpac
 
 
 KINDS = {
-    "NoneType": ("null", "null"), "str": ("text", "文本"), "list": ("a list", "列表"), "dict": ("an object", "对象"), "bool": ("true or false", "布尔值"),
+    "NoneType": ("null", " null"), "str": ("text", "文本"), "list": ("a list", "列表"), "dict": ("an object", "对象"), "bool": ("true or false", "布尔值"),
     "int": ("a number", "数字"), "float": ("a number", "数字"),
 }  # fmt: skip
 
@@ -55,7 +55,7 @@ def read(record: Any) -> dict[str, Any] | Reason:
         return {"text": record} if record.strip() else _empty("the text")
     if not isinstance(record, dict):
         return not_a_record(record)
-    record = _with_lists(record)
+    record = _tidy(record)
     if PREFERENCE & record.keys():
         return Reason(
             "preference",
@@ -85,8 +85,8 @@ def read(record: Any) -> dict[str, Any] | Reason:
             listed = ", ".join(map(str, record)) or "(none)"
             return Reason(
                 "format",
-                f"no format that is known: it has {listed}; known: {FORMATS}",
-                f"格式未知：字段有 {listed}；支持：{FORMATS}",
+                f"no format that is known: it has {listed}; known: {FORMATS}; {PREFERENCES}",
+                f"格式未知：字段有 {listed}；支持：{FORMATS}；{PREFERENCES}",
                 damaged=True,
             )
     if isinstance(turns, Reason):
@@ -104,9 +104,9 @@ def read(record: Any) -> dict[str, Any] | Reason:
 
 def read_preference(record: Any) -> dict[str, Any] | Reason:
     """A record as a preference: the turns before an answer, and two or more answers, the best one first."""
+    record = _tidy(record) if isinstance(record, dict) else record
     if not isinstance(record, dict) or not PREFERENCE & record.keys():
         return Reason("format", f"no preference; known: {PREFERENCES}", f"不是偏好数据；支持：{PREFERENCES}", damaged=True)
-    record = _with_lists(record)
     if "responses" in record or "answers" in record:
         answers = _ranked(record.get("responses", record.get("answers")), record.get("scores"), record.get("ranks", record.get("ranking")))
         before = _before(record)
@@ -139,8 +139,13 @@ def read_preference(record: Any) -> dict[str, Any] | Reason:
     return {"messages": before, "answers": answers} | ({"tools": tools} if tools else {})
 
 
-def _with_lists(record: dict[str, Any]) -> dict[str, Any]:
-    """A table's cells hold lists of turns as JSON."""
+KEYS = {"messages", "conversations", "conversation", "instruction", "history", "system", "tools", "text", *PROMPTS, *COMPLETIONS, *PREFERENCE}
+
+
+def _tidy(record: dict[str, Any]) -> dict[str, Any]:
+    """Keys as we know them, however they are capitalised; lists of turns that a table's cells hold as JSON."""
+    if not record.keys() & KEYS and not record.keys() <= KEYS:
+        record = {(k.lower() if isinstance(k, str) and k.lower() in KEYS else k): v for k, v in record.items()}
     found = {}
     for key in ("messages", "conversations", "conversation", "chosen", "rejected", "responses", "answers", "scores", "ranks"):
         value = record.get(key)

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from groundup.core import files
 from groundup.core.errors import DataError
-from groundup.core.messages import say
+from groundup.core.messages import SPLITS_ZH, say
 from groundup.core.recipe import Data
 from groundup.data import cache, cleaning
 from groundup.data.cache import VERSION, cache_folder
@@ -595,7 +595,7 @@ class _SecondPass:
                     fix="--set data.split.{name}=0.1",
                 )
             if name in self.own and (wanted == "given" or (name == "validation" and wanted > 0)):
-                self.notes.append((f"{name} split: the data's own", f"{_ZH[name]}：数据自带"))
+                self.notes.append((f"{name} split: the data's own", f"{SPLITS_ZH[name]}：数据自带"))
                 continue
             if name in self.own:  # the data's own held-out records never train, even where another share is asked for
                 self.label[self.label == SPLITS.index(name) + 1] = 0
@@ -631,7 +631,7 @@ class _SecondPass:
             )
         for name in shares:
             if not (self.label == SPLITS.index(name) + 1).any() and not any(SPLITS[c[2] - 1] == name for c in self.cuts):
-                self.notes.append((f"no document could be held out for {name}", f"没有文档可划入{_ZH[name]}"))
+                self.notes.append((f"no document could be held out for {name}", f"没有文档可划入{SPLITS_ZH[name]}"))
 
     def _tie_groups(self, clusters: cleaning.Clusters) -> None:
         def key(of: slice) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
@@ -713,8 +713,6 @@ class _SecondPass:
             self.label[rest[taken[of]]] = SPLITS.index(name) + 1
             units = units[~taken[units]]
 
-
-_ZH = {"validation": "验证集", "test": "测试集"}
 
 
 # -- the final files -----------------------------------------------------------------------------------------------------------

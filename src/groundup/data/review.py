@@ -98,7 +98,7 @@ def remarks(conversation: dict[str, Any]) -> list[Reason]:
     held = list(dict.fromkeys(sensitive(whole)))
     for kind in dict.fromkeys(kind for kind, _ in held):
         whats = [what for of, what in held if of == kind]
-        found[kind] = Reason(kind, f"it holds {', '.join(whats)}", f"含有{'、'.join(SENSITIVE_ZH[w].strip() for w in whats)}")
+        found[kind] = Reason(kind, f"it holds {', '.join(whats)}", f"含有：{'、'.join(SENSITIVE_ZH[w].strip() for w in whats)}")
     if broken := CONTROL.search(whole) or (None if whole.isascii() else MOJIBAKE.search(whole)):
         found["encoding"] = Reason("encoding", f"broken characters: {broken.group()!r}", f"乱码：{broken.group()!r}")
     for number, turn in enumerate(turns, 1):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from groundup.core import files, messages, units
-from groundup.core.messages import say
+from groundup.core.messages import say, split_name
 from groundup.core.run import RunFolder, read_rows
 from groundup.evaluation import page, plots, timeline
 from groundup.evaluation.page import code, esc, interval, number, yes_no
@@ -157,9 +157,9 @@ def _headline(result: dict[str, Any], data: dict[str, Any]) -> str:
     """The one number, its interval and where it was measured; then the size of the run in tiles."""
     metric, split = str(result.get("metric", "")), str(result.get("split", ""))
     records = result.get("records") or data.get("statistics", {}).get("splits", {}).get(split)
-    on = say("on the {split} split", "在 {split} 集上", split=split)
+    on = say("on the {split} split", "在{split}上", split=split_name(split))
     if records:
-        on = say("on {n:,} records of the {split} split", "在 {split} 集的 {n:,} 条记录上", split=split, n=records)
+        on = say("on {n:,} records of the {split} split", "在{split}的 {n:,} 条记录上", split=split_name(split), n=records)
     spread = interval(result.get("intervals", {}).get(metric))
     spread = say("95 % interval {pair}", "95 % 区间 {pair}", pair=spread) if spread else ""
     seconds = result.get("seconds")
@@ -299,8 +299,8 @@ def _metrics(result: dict[str, Any]) -> str:
     rows = [[esc(name), number(value), interval(intervals.get(name))] for name, value in metrics.items()]
     note = say("Measured on the {split} split. Intervals: 95 %, over the records (bootstrap; Wilson's for shares of records). They say how much the "
                "figure would vary with other records of the same kind, not with another seed.",
-               "在 {split} 集上测得。区间：95 %，按记录计算（自助法；按记录的比例用 Wilson 区间）。它表示换一批同类记录时数值的波动，不包括换随机种子的波动。",
-               split=result.get("split", "?"))  # fmt: skip
+               "在{split}上测得。区间：95 %，按记录计算（自助法；按记录的比例用 Wilson 区间）。它表示换一批同类记录时数值的波动，不包括换随机种子的波动。",
+               split=split_name(result.get("split", "?")))  # fmt: skip
     html = page.split(
         page.table([say("metric", "指标"), say("value", "数值"), say("95 % interval", "95 % 区间")], rows, right=(1, 2)), page.note(note)
     )

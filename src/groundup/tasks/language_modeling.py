@@ -223,13 +223,13 @@ class LanguageModeling(Task):
         found = self.facts
         against = f"; GPT-2's 50,257 tokens: {found['bytes_per_token_gpt2']:.2f}" if "bytes_per_token_gpt2" in found else ""
         against_zh = f"；GPT-2 的 50257 个词元：{found['bytes_per_token_gpt2']:.2f}" if against else ""
-        kind = self.wanted if self.wanted in ("bpe", "char") else f"from {self.wanted}"
+        own = self.wanted in ("bpe", "char")
         return [
             (
                 "tokenizer",
                 found,
-                f"{kind}, {found['vocabulary']:,} tokens, {found['bytes_per_token']:.2f} bytes per token on this text{against}",
-                f"{kind}，{found['vocabulary']:,} 个词元，在该文本上每个词元 {found['bytes_per_token']:.2f} 字节{against_zh}",
+                f"{'' if own else 'from '}{self.wanted}, {found['vocabulary']:,} tokens, {found['bytes_per_token']:.2f} bytes per token on this text{against}",
+                f"分词器：{'' if own else '取自 '}{self.wanted}，{found['vocabulary']:,} 个词元，在该文本上每个词元 {found['bytes_per_token']:.2f} 字节{against_zh}",
             )
         ]
 

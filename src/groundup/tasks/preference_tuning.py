@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from groundup.core import console, files
 from groundup.core.errors import DataError, ModelError, RecipeError
-from groundup.core.messages import say
+from groundup.core.messages import say, split_name
 from groundup.core.recipe import Data
 from groundup.core.registry import TASKS, Card
 from groundup.data.order import CounterRandom
@@ -127,7 +127,7 @@ class PreferenceTuning(InstructionTuning):
             if path.is_file() and (stored := load_file(path)["reference"]).shape == (2 * len(split),):
                 split.reference = stored.to(split.device)
             else:
-                console.line(say("the model's own view of the pairs: {split}", "模型对偏好对的原有评分：{split}", split=name))
+                console.line(say("the model's own view of the pairs: {split}", "模型对偏好对的原有评分：{split}", split=split_name(name)))
                 cuts = torch.arange(len(split), device=split.device).split(self.evaluation_batch)
                 with torch.no_grad():
                     found = [self._likelihoods(model, self.batch(split, cut, training=False, rng=None))[0] for cut in cuts]
