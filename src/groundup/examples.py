@@ -23,6 +23,7 @@ from groundup.core.errors import DataError
 from groundup.core.messages import say
 from groundup.core.recipe import Data
 from groundup.core.registry import TASKS
+from groundup.data import conversations
 from groundup.data.chat_tokens import LEFT_OUT_ZH, parse, render, versions
 from groundup.data.cleaning import CODES_ZH
 from groundup.data.conversations import as_read
@@ -47,7 +48,8 @@ def task_for(spec: str) -> str | None:
             found = [f for item in items[:3] for f in itertools.islice(read_item(item, config), 20)]
             if any(f.text is not None and f.text.startswith('{"messages": ') for f in found):
                 return name
-            if any(f.reason is not None and f.reason.code in ("empty", "schema", "roles", "nothing to learn") for f in found):
+            broken = [f.reason for f in found if f.reason is not None and f.reason.code in ("empty", "schema", "roles", "nothing to learn")]
+            if any(reason.en != conversations.EMPTY_TEXT for reason in broken):  # a text may be empty, too
                 damaged = damaged or name
         except DataError:
             pass  # what is wrong with it is said when it is read

@@ -60,6 +60,15 @@ def chat(model: str, how: Sampling, *, system: str | None = None, as_json: bool 
     how.stop_tokens = [*how.stop_tokens, *tokenizer.turn_ends()]
     first = [{"role": "system", "content": system}] if system else []
     messages = list(first)
+    if not as_json and "data" in loaded.card and loaded.card["task"]["name"] == "language-modeling":
+        console.line(
+            say(
+                "! this model was trained to go on with text, not to answer: groundup tune {model} --data EXAMPLES teaches it",
+                "! 这个模型只学过续写文本，没有学过对话：可用 groundup tune {model} --data 样本 来训练",
+                model=model,
+            ),
+            style="yellow",
+        )
     if not as_json:
         console.line(say("/reset forgets, /quit or Ctrl-D ends", "/reset 清除对话，/quit 或 Ctrl-D 结束"), style="dim")
     while True:

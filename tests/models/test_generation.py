@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from groundup.cli import main
-from groundup.core.errors import ModelError, RecipeError
+from groundup.core.errors import ModelError, UserError
 from groundup.models import generation
 from groundup.models.base import build_model
 from groundup.models.generation import Sampling, TextStream, choose, generate, write
@@ -120,7 +120,7 @@ def test_what_is_left_to_choose_from():
     drawn = choose(logits.expand(20000, -1), None, Sampling(temperature=1.0), torch.arange(20000), 1)
     torch.testing.assert_close(torch.bincount(drawn, minlength=5) / 20000, p, atol=0.02, rtol=0)
     for bad in ({"temperature": -1.0}, {"top_p": -0.1}, {"max_tokens": 0}, {"precision": "int3"}):
-        with pytest.raises(RecipeError):
+        with pytest.raises(UserError):
             Sampling(**bad)
 
 

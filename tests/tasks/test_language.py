@@ -117,6 +117,7 @@ def test_transformers_opens_the_folder_unchanged(corpus, tmp_path):
         peer, tokenizer = AutoModelForCausalLM.from_pretrained(run.model).eval(), AutoTokenizer.from_pretrained(run.model)
         ids = torch.tensor([loaded.task.tokenizer.encode_prompt("def alpha_1")])
         assert tokenizer("def alpha_1", add_special_tokens=False)["input_ids"] == ids[0, 1:].tolist()
+        assert tokenizer("def alpha_1")["input_ids"] == ids[0].tolist(), "a prompt begins there as it does here"
         with torch.no_grad():
             torch.testing.assert_close(peer(ids).logits, loaded.model(ids), atol=1e-5, rtol=0)
         new = peer.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]

@@ -7,7 +7,7 @@ import torch
 
 import groundup as gu
 from groundup import modelfolder
-from groundup.core.errors import RecipeError
+from groundup.core.errors import ModelError, RecipeError
 from groundup.exporting.merge import merge
 from groundup.models import lora
 
@@ -195,3 +195,29 @@ def test_the_general_set_is_whole():
     }) == 320  # fmt: skip
     assert set(Counter((r["language"], r["kind"]) for r in rows).values()) == {16}
     assert all(isinstance(read(r), dict) and r["messages"][-1]["role"] == "assistant" for r in rows)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("more", [{}, {"rank_pattern": {"q_proj": 4}}])
+def test_a_folder_that_peft_saved_is_a_model(more, base, tmp_path):
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    model, data = base
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM", **more)
+    theirs = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(model / "model"), config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    loaded = modelfolder.load(tmp_path / "theirs")
+    x = torch.randint(0, 300, (1, 10))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(x), theirs(x).logits, atol=1e-5, rtol=0)
+    assert gu.evaluate(tmp_path / "theirs", data)["records"] == 60
+    if more:
+        return
+    tuned = gu.tune(tmp_path / "theirs", data, "lora", {"train.steps": 2, "method.rank": 2}, out=tmp_path / "tuned")
+    assert modelfolder.replay(tuned.load()) < 1e-4
+    assert merge(tmp_path / "theirs", tmp_path / "merged")["largest_difference"] < 1e-4
+    facts = json.loads((tmp_path / "theirs" / "adapter_config.json").read_text(encoding="utf-8"))
+    (tmp_path / "theirs" / "adapter_config.json").write_text(json.dumps(facts | {"base_model_name_or_path": "/no/such/base"}), encoding="utf-8")
+    with pytest.raises(ModelError, match="adapter for '/no/such/base', which is not there"):
+        modelfolder.load(tmp_path / "theirs")

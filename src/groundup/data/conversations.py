@@ -241,6 +241,9 @@ def is_learned(turn: dict[str, Any]) -> bool:
     return turn["role"] == "assistant" and turn.get("weight", 1) != 0
 
 
+EMPTY_TEXT = "the text is empty"
+
+
 def _empty(what: str) -> Reason:
     return Reason("empty", f"{what} is empty", "内容为空", damaged=True)
 

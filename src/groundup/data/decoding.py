@@ -180,8 +180,8 @@ def detect(data: bytes, *, whole: bool) -> tuple[str, int] | Reason:
     byte, at = invalid.object[invalid.start], invalid.start
     return Reason(
         "encoding",
-        f"not text in a known encoding: not UTF-8 at byte {at} (0x{byte:02x}), and neither GB18030 nor Big5",
-        f"不是已知编码的文本：第 {at} 字节（0x{byte:02x}）不合 UTF-8，也不是 GB18030 或 Big5",
+        f"not text in a known encoding: not UTF-8 at byte {at} (0x{byte:02x}), and neither GB18030 nor Big5 (data.text.encoding=latin-1, or another, says which it is)",
+        f"不是已知编码的文本：第 {at} 字节（0x{byte:02x}）不合 UTF-8，也不是 GB18030 或 Big5（可用 data.text.encoding=latin-1 等指明）",
         damaged=True,
     )
 

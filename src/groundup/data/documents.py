@@ -425,7 +425,7 @@ def _looks_like_text(item: Item, config: Data) -> bool:
         head = read_up_to(stream, 2**16)
     told = detect(head, whole=len(head) < 2**16)
     if isinstance(told, Reason):
-        return False
+        return item.kind != "table"  # the reader of text says what is wrong with it
     lines = head[told[1] :].decode(told[0], "replace").splitlines(keepends=True)
     lines = lines[:-1][:50] or lines
     delimiter = delimiter_of(item.name, next((line for line in lines if line.strip()), ""))

@@ -260,8 +260,8 @@ def read_pictures(name: str, tree: Tree, listing: Listing, config: Data, source:
             "{source}：没有找到图片（表中列出的 {rejected} 张不存在）" if rejected else "{source}：没有找到图片",
             source=source,
             rejected=len(rejected),
-            fix="expected FOLDER/<label>/*.png|jpg, or FOLDER/labels.csv with the columns file,label",
-            fix_zh="应为 目录/<标签>/*.png|jpg，或含 file,label 两列的 目录/labels.csv",
+            fix="expected FOLDER/<label>/*.png|jpg, or FOLDER/labels.csv with the columns file,label; or files of text",
+            fix_zh="应为 目录/<标签>/*.png|jpg，或含 file,label 两列的 目录/labels.csv；或文本文件",
         )
     # First pass: headers and bytes' digests. What cannot be opened is rejected here already.
     heads = _each(say("reading pictures", "读取图片"), len(names), lambda i: _head(tree, names[i]))

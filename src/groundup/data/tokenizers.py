@@ -361,6 +361,14 @@ def open_tokenizer(where: str) -> Tokenizer:
         DataError: nothing there that can be read.
     """
     path = Path(where.removeprefix("hub:")).expanduser()
+    if not path.exists() and not re.fullmatch(r"(hub:)?[\w.-]+(/[\w.-]+)?", where):
+        raise DataError(
+            "no tokenizer '{where}': there is no such folder or file",
+            "没有分词器 '{where}'：没有这个目录或文件",
+            where=where,
+            fix="--set task.tokenizer=bpe   trains one on the text",
+            fix_zh="--set task.tokenizer=bpe   可在文本上训练一个",
+        )
     if path.is_file() and path.name.endswith(".json"):
         path = path.parent
     try:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from groundup.core.errors import ModelError, RecipeError
+from groundup.core.errors import ModelError, UserError
 from groundup.data.order import CounterRandom
 from groundup.data.tokenizers import Tokenizer
 from groundup.models.decoder import MLP, Decoder
@@ -51,21 +51,22 @@ class Sampling:
 
     def __post_init__(self) -> None:
         bounds = {
-            "max_tokens": self.max_tokens >= 1,
-            "temperature": self.temperature >= 0,
-            "top_k": self.top_k is None or self.top_k >= 1,
-            "top_p": self.top_p is None or 0 <= self.top_p <= 1,
-            "min_p": self.min_p is None or 0 <= self.min_p <= 1,
-            "repetition_penalty": self.repetition_penalty > 0,
-            "precision": self.precision in ("float32", "bfloat16", "int8"),
+            "max_tokens": (self.max_tokens >= 1, ">= 1"),
+            "temperature": (self.temperature >= 0, ">= 0"),
+            "top_k": (self.top_k is None or self.top_k >= 1, ">= 1"),
+            "top_p": (self.top_p is None or 0 <= self.top_p <= 1, "0 .. 1"),
+            "min_p": (self.min_p is None or 0 <= self.min_p <= 1, "0 .. 1"),
+            "repetition_penalty": (self.repetition_penalty > 0, "> 0"),
+            "precision": (self.precision in get_args(Precision), " | ".join(get_args(Precision))),
         }
-        for name, good in bounds.items():
+        for name, (good, expected) in bounds.items():
             if not good:
-                raise RecipeError(
-                    "{name} = {value} is out of range",
-                    "{name} = {value} 超出范围",
+                raise UserError(
+                    "{name} = {value}; expected: {expected}",
+                    "{name} = {value}；应为 {expected}",
                     name=name,
                     value=getattr(self, name),
+                    expected=expected,
                     fix="groundup generate --help",
                 )
 

@@ -52,7 +52,7 @@ def read_config(config: dict[str, Any]) -> tuple[str, dict[str, Any], int, int]:
     try:
         return _read_config(config)
     except ModelError:
-        if not any(str(a).endswith("ForCausalLM") for a in config.get("architectures") or []) or "vocab_size" not in config:
+        if not any(str(a).endswith(("ForCausalLM", "LMHeadModel")) for a in config.get("architectures") or []) or "vocab_size" not in config:
             raise
         context = next(
             (int(config[k]) for k in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length") if config.get(k)), 2048
@@ -70,8 +70,8 @@ def read_config(config: dict[str, Any]) -> tuple[str, dict[str, Any], int, int]:
 def _read_config(config: dict[str, Any]) -> tuple[str, dict[str, Any], int, int]:
     family = config.get("model_type")
     if family == "gpt2":
-        plain: Any
-        for key, plain in (("activation_function", "gelu_new"), ("scale_attn_by_inverse_layer_idx", False), ("scale_attn_weights", True)):
+        settings = {"activation_function": "gelu_new", "scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True, "tie_word_embeddings": True}
+        for key, plain in settings.items():
             _only(config, key, plain)
         arguments = {
             "layers": config["n_layer"],
