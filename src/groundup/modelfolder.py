@@ -348,6 +348,15 @@ def _adapter(folder: Path, task: Task, card: dict[str, Any], trust_code: bool, d
         ModelError: the base is not there any more, or is another one.
     """
     parent = card["parent"]
+    if not parent["path"].startswith(("hub:", "timm:")) and not Path(parent["path"]).expanduser().exists():
+        raise ModelError(
+            "{folder} is an adapter for {path}, which is not there any more",
+            "{folder} 是 {path} 的适配器，但它已不在那里",
+            folder=folder,
+            path=parent["path"],
+            fix="put it back; or groundup export MODEL --merge, before a base goes, makes a model that needs none",
+            fix_zh="把它放回原处；或在移走基座之前用 groundup export MODEL --merge 得到不需要基座的模型",
+        )
     base = load(parent["path"], trust_code=trust_code, device=device)
     if base.sha256 != parent["sha256"]:
         raise ModelError(
@@ -355,6 +364,8 @@ def _adapter(folder: Path, task: Task, card: dict[str, Any], trust_code: bool, d
             "{folder} 是 {path} 的适配器，但那里的权重已改变",
             folder=folder,
             path=parent["path"],
+            fix="put the weights back that it was trained on, or tune again",
+            fix_zh="恢复训练它时的基座权重，或重新微调",
         )
     adapters.read(base.model, folder)
     if bits := card.get("base_bits"):

@@ -25,7 +25,7 @@ DECODERS = {
     "biases": BASE | {"bias": "all", "kv_heads": 1},
     "biases of queries, keys and values": BASE | {"bias": "qkv", "qk_norm": False, "tied": False},
     "two tables": BASE | {"tied": False},
-    "scaled positions": BASE | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
+    "scaled positions": BASE | {"rope_scaling": {"type": "yarn", "factor": 4.0, "original": 32}},
     "odd widths": {"layers": 2, "width": 37, "heads": 3, "kv_heads": 1, "head_dim": 14, "hidden": 51, "bias": "all"},
     "wide": {"layers": 2, "width": 530, "heads": 2, "head_dim": 90, "hidden": 1100},  # more than one block of int8 sums
 }
