@@ -92,7 +92,8 @@ def _checks(what: str, number: str) -> bool:
 def remarks(conversation: dict[str, Any]) -> list[Reason]:
     """What is odd about a conversation as `conversations.read` gives it; at most one remark of each kind."""
     turns = conversation.get("messages", [])
-    parts = [conversation["text"]] if "text" in conversation else [v for t in turns for k, v in t.items() if k != "role" and isinstance(v, str)] + conversation.get("answers", [])
+    said = [value for turn in turns for key, value in turn.items() if key != "role" and isinstance(value, str)]
+    parts = [conversation["text"]] if "text" in conversation else said + conversation.get("answers", [])
     whole = "\n".join(parts)
     found: dict[str, Reason] = {}
     held = list(dict.fromkeys(sensitive(whole)))

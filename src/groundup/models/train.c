@@ -643,7 +643,8 @@ static void layer_back(const Layer *l, const float *x, float *keep, float *grad,
     for (int64_t thread = 0; thread < threads; thread++) { /* each with tokens of its own, one block after the other */
         float *normed_x = each + thread * size, *for_x = normed_x + BLOCK * w, *act = for_x + BLOCK * w;
         float *for_act = act + BLOCK * hidden, *for_gate_up = for_act + BLOCK * hidden, *const *to = own[thread].of;
-        for (int i = 0; i < WEIGHTS; i++) if (to[i] && (i == NORM || i == SECOND_NORM || i == Q_NORM || i == K_NORM)) __builtin_memset(to[i], 0, sizeof(float) * sizes[i]);
+        const int norms[] = {NORM, SECOND_NORM, Q_NORM, K_NORM};
+        for (int i = 0; i < 4; i++) if (to[norms[i]]) __builtin_memset(to[norms[i]], 0, sizeof(float) * sizes[norms[i]]);
         int64_t start = blocks * thread / threads * BLOCK, stop = least(blocks * (thread + 1) / threads * BLOCK, tokens);
         for (int64_t begin = start; begin < stop; begin += BLOCK) {
             int64_t rows = least(BLOCK, stop - begin);
