@@ -9,6 +9,7 @@ Exit status: 0 done, 1 failed, 2 the user's mistake, 3 findings or a failed gate
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -1089,6 +1090,8 @@ def _configure(as_json: bool) -> None:
     from groundup.core import console
 
     console.configure(to_stderr=as_json)
+    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # what extras warn of when they are merely imported
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _terminate(number: int, frame: Any) -> NoReturn:

@@ -499,7 +499,8 @@ class _SecondPass:
             self._leave_out(some, reasons)
         for code, zh in (("exact duplicate", "完全重复"), ("near-duplicate", "近似重复")):
             if count := self.duplicates[code]:
-                self.notes.append((f"{count} {code}s were removed", f"移除了 {count} 个{zh}的文档"))
+                removed = f"1 {code} was removed" if count == 1 else f"{count} {code}s were removed"
+                self.notes.append((removed, f"移除了 {count} 个{zh}的文档"))
 
     def _leave_out(self, index: NDArray[Any], reasons: Sequence[Reason]) -> None:
         """Documents that were read and are not kept, written out with the reason of each."""
