@@ -144,7 +144,7 @@ KEYS = {"messages", "conversations", "conversation", "instruction", "history", "
 
 def _tidy(record: dict[str, Any]) -> dict[str, Any]:
     """Keys as we know them, however they are capitalised; lists of turns that a table's cells hold as JSON."""
-    if not record.keys() & KEYS and not record.keys() <= KEYS:
+    if not record.keys() & KEYS:
         record = {(k.lower() if isinstance(k, str) and k.lower() in KEYS else k): v for k, v in record.items()}
     found = {}
     for key in ("messages", "conversations", "conversation", "chosen", "rejected", "responses", "answers", "scores", "ranks"):

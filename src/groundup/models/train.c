@@ -154,12 +154,12 @@ INLINE Floats share(Floats x, Floats most) {
     return (Floats)((Ints)exponential(x) & ~(x < all(-87)));
 }
 
-/* x at the places from `begin` to `end`, -inf elsewhere; the first of x is at i. */
-INLINE Floats inside(Floats x, int64_t i, int64_t begin, int64_t end) {
-    if (i >= begin && i + LANES <= end) return x;
+/* x at the places before `end`, -inf behind; the first of x is at i. */
+INLINE Floats inside(Floats x, int64_t i, int64_t end) {
+    if (i + LANES <= end) return x;
     Ints order;
     UNROLL for (int l = 0; l < LANES; l++) order[l] = l;
-    Ints away = (order < (int32_t)(begin - i)) | (order >= (int32_t)(end - i));
+    Ints away = order >= (int32_t)(end - i);
     return (Floats)((~away & (Ints)x) | (away & (Ints)all(-__builtin_inff())));
 }
 
@@ -167,7 +167,7 @@ INLINE Floats inside(Floats x, int64_t i, int64_t begin, int64_t end) {
 INLINE Floats biased(const float *s, const float *add, float scale, int64_t i, int64_t seen, int64_t t) {
     Floats x = in(s + i, t - i, 0) * scale;
     if (add) x += in(add + i, t - i, 0);
-    return inside(x, i, 0, seen);
+    return inside(x, i, seen);
 }
 
 /* scores [rows, t] of queries in order, rows / b of each sequence, become softmax(scale * scores + bias). bias: [biases, t, t] with biases 1 or b; without
