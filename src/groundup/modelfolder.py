@@ -27,7 +27,7 @@ from groundup.data.order import CounterRandom
 from groundup.evaluation.evaluate import evaluating
 from groundup.evaluation.views import parse, viewed
 from groundup.models import adapters, lora
-from groundup.models.base import build_model, placed
+from groundup.models.base import build_to_read, placed
 from groundup.models.causal_lm import CausalLM
 from groundup.models.decoder import Decoder
 from groundup.models.gpt2 import GPT2
@@ -322,7 +322,7 @@ def load(path: Any, *, trust_code: bool = False, device: str = "cpu") -> Loaded:
     task.read_files(folder)
     if (folder / ADAPTER).is_file():
         return _adapter(folder, task, card, trust_code, device)
-    model = build_model(names["model"], config["arguments"], tuple(config["input_shape"]), config["num_outputs"])
+    model = build_to_read(names["model"], config["arguments"], tuple(config["input_shape"]), config["num_outputs"])
     if isinstance(model, CausalLM):
         model.read(folder)
     else:
@@ -418,7 +418,7 @@ def _foreign_language(folder: Path, name: str, device: str) -> Loaded:
     """A language model in transformers' form, with its own tokenizer."""
     config = files.read_json(folder / "config.json")
     architecture, arguments, context, vocabulary = read_config(config)
-    model = build_model(architecture, arguments, (context,), vocabulary)
+    model = build_to_read(architecture, arguments, (context,), vocabulary)
     read_weights(model, folder, config["model_type"])
     task: Any = build_task("language-modeling", {"context": context, "tokenizer": str(folder.resolve())})
     task.read_files(folder)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import groundup as gu
 from groundup.core.errors import ModelError
-from groundup.models.base import build_model
+from groundup.models.base import build_model, build_to_read
 from groundup.models.weights import load_into, read_state
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -144,3 +144,15 @@ def test_the_imagenet_form_has_the_published_size_and_names(depth, parameters):
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert {"conv1.weight", "layer2.0.downsample.0.weight", "layer4.1.bn2.running_var", "fc.bias"} <= set(model.state_dict())
     assert model(torch.rand(1, 3, 64, 64)).shape == (1, 1000)
+
+
+@pytest.mark.parametrize("name", ["decoder", "gpt2", "lstm"])
+def test_what_is_read_next_is_not_drawn_first(name):
+    built, before = build_model(name, {}, (32,), 300), torch.get_rng_state()
+    model = build_to_read(name, {}, (32,), 300)
+    assert torch.equal(torch.get_rng_state(), before)
+    model.load_state_dict(built.state_dict())
+    constants = dict(built.named_buffers())
+    assert all(torch.equal(value, constants[n]) for n, value in model.named_buffers())
+    drawn = build_model(name, {}, (32,), 300)
+    assert not all(torch.equal(a, b) for a, b in zip(drawn.parameters(), built.parameters()))

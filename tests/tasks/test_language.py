@@ -60,6 +60,18 @@ def test_the_chunked_loss_is_torchs(settings, monkeypatch):
         assert torch.equal(hit, (logits.argmax(1) == targets))
 
 
+def test_scores_make_logits_of_supervised_positions_only(monkeypatch):
+    rows = []
+    scored = module._chunks
+    monkeypatch.setattr(module, "_chunks", lambda count, vocabulary: rows.append(count) or scored(count, vocabulary))
+    h, w, targets = torch.randn(200, 16), torch.randn(50, 16), torch.full((200,), IGNORED)
+    targets[150:] = 7
+    loss, hit = token_scores(h, w, targets)
+    assert rows == [50]
+    torch.testing.assert_close(loss, F.cross_entropy(h @ w.t(), targets, ignore_index=IGNORED, reduction="none"))
+    assert torch.equal(hit, ((h @ w.t()).argmax(1) == targets)) and not hit[:150].any()
+
+
 def test_the_logits_of_all_positions_never_stand_in_memory():
     seen = []
 

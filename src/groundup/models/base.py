@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from groundup.core.device import keep_freed_memory
 from groundup.core.errors import ModelError
@@ -138,6 +139,24 @@ def build_model(name: str, arguments: dict[str, Any], input_shape: tuple[int, ..
             kind=type(model).__name__,
         )
     return model
+
+
+class _Unfilled(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        filled = args[0] if args else kwargs.get("tensor")
+        return filled if func in RANDOM and isinstance(filled, nn.Parameter) else func(*args, **kwargs)
+
+
+RANDOM = {
+    nn.init.normal_, nn.init.uniform_, nn.init.kaiming_normal_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_, Tensor.erfinv_,
+}  # fmt: skip
+
+
+def build_to_read(name: str, arguments: dict[str, Any], input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+    """As `build_model`, for weights that are read from a file next: the parameters are not drawn at random first, which takes longer than reading them."""
+    with _Unfilled():
+        return build_model(name, arguments, input_shape, num_outputs)
 
 
 def placed(model: nn.Module, device: torch.device) -> nn.Module:

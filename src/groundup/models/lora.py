@@ -50,7 +50,8 @@ class _LowRank(torch.autograd.Function):
             torch.mm(g, b, out=part)
         for_low.mul_(scale)
         for_a = (for_low.t() @ flat).split(ctx.ranks)
-        for_b = [torch.addmm(b, g.t(), part, beta=0, alpha=scale) for g, part, b in zip(flats, low.split(ctx.ranks, 1), many_b)]
+        low = scale * low  # and few rows times many columns is the quicker way round
+        for_b = [(part.t() @ g).t() for g, part in zip(flats, low.split(ctx.ranks, 1))]
         for_x = None
         if ctx.needs_input_grad[0]:
             for_x = flats[0] @ weights[0]

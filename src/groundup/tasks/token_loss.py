@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from groundup.data.tokens import IGNORED
 from groundup.models import fused
@@ -140,11 +141,15 @@ class _TokenNLL(torch.autograd.Function):
 def token_scores(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> tuple[Tensor, Tensor]:
     """Of each position [N]: the cross-entropy in nats (0 where there is no target), and whether the likeliest token was the right one."""
     loss, hit = hidden.new_zeros(len(hidden), dtype=torch.float32), torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
+    keep = targets != IGNORED
+    if not bool(keep.all()):
+        loss[keep], hit[keep] = token_scores(hidden[keep], weight, targets[keep], softcap)
+        return loss, hit
     for cut in _chunks(len(hidden), len(weight)):
         logits = (hidden[cut] @ weight.to(hidden.dtype).t()).float()
         if softcap is not None:
             logits.div_(softcap).tanh_().mul_(softcap)
         target = targets[cut]
-        loss[cut] = torch.nn.functional.cross_entropy(logits, target, reduction="none", ignore_index=IGNORED)
+        loss[cut] = fused.cross_entropy_(logits, target, 0.0, back=False) if fused.takes(logits) else F.cross_entropy(logits, target, reduction="none")
         hit[cut] = logits.argmax(1) == target
     return loss, hit
