@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import groundup
-from groundup.core import files
+from groundup.core import console, files
 from groundup.core.errors import ModelError
+from groundup.core.messages import say
 from groundup.core.recipe import Recipe, Views
 from groundup.core.registry import MODELS, TASKS
 from groundup.data.order import CounterRandom
@@ -387,6 +388,15 @@ def _bare_adapter(folder: Path, trust_code: bool, device: str) -> Loaded:
             fix_zh="在 {folder}/adapter_config.json 的 base_model_name_or_path 中写明它现在的位置",
         )
     where = str(places[0].resolve()) if places else f"hub:{named}"
+    if not places:
+        console.line(
+            say(
+                "{folder} is an adapter for {base} of the Hugging Face hub: getting that",
+                "{folder} 是 Hugging Face hub 上 {base} 的适配器：正在获取该基座",
+                folder=folder,
+                base=named,
+            )
+        )
     base = load(where, trust_code=trust_code, device=device)
     card = base.card | {"source_run": folder.resolve().name, "parent": {"path": where, "sha256": base.sha256}}
     adapters.read(base.model, folder)

@@ -199,7 +199,7 @@ def test_the_general_set_is_whole():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("more", [{}, {"rank_pattern": {"q_proj": 4}}])
-def test_a_folder_that_peft_saved_is_a_model(more, base, tmp_path):
+def test_a_folder_that_peft_saved_is_a_model(more, base, tmp_path, monkeypatch, capsys):
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM
 
@@ -221,3 +221,7 @@ def test_a_folder_that_peft_saved_is_a_model(more, base, tmp_path):
     (tmp_path / "theirs" / "adapter_config.json").write_text(json.dumps(facts | {"base_model_name_or_path": "/no/such/base"}), encoding="utf-8")
     with pytest.raises(ModelError, match="adapter for '/no/such/base', which is not there"):
         modelfolder.load(tmp_path / "theirs")
+    (tmp_path / "theirs" / "adapter_config.json").write_text(json.dumps(facts | {"base_model_name_or_path": "owner/base"}), encoding="utf-8")
+    monkeypatch.setattr(modelfolder, "fetch", {"owner/base": model / "model"}.__getitem__)
+    assert modelfolder.load(tmp_path / "theirs").card["parent"]["path"] == "hub:owner/base"
+    assert "adapter for owner/base of the Hugging Face hub" in " ".join(capsys.readouterr().out.split())
