@@ -49,7 +49,7 @@ def task_for(spec: str) -> str | None:
             if any(f.text is not None and f.text.startswith('{"messages": ') for f in found):
                 return name
             broken = [f.reason for f in found if f.reason is not None and f.reason.code in ("empty", "schema", "roles", "nothing to learn")]
-            if any(reason.en != conversations.EMPTY_TEXT for reason in broken):  # a text may be empty, too
+            if any(reason != conversations.EMPTY_TEXT for reason in broken):  # a text may be empty, too
                 damaged = damaged or name
         except DataError:
             pass  # what is wrong with it is said when it is read

@@ -52,7 +52,7 @@ def turns_key(value: Any) -> str | None:
 def read(record: Any) -> dict[str, Any] | Reason:
     """A record as a conversation, or why it is none. Turns are counted from 1."""
     if isinstance(record, str):
-        return {"text": record} if record.strip() else _empty("the text")
+        return {"text": record} if record.strip() else EMPTY_TEXT
     if not isinstance(record, dict):
         return not_a_record(record)
     record = _tidy(record)
@@ -75,7 +75,7 @@ def read(record: Any) -> dict[str, Any] | Reason:
     else:
         turns = _pair(record)
         if turns == [] and isinstance(record.get("text"), str):
-            return {"text": record["text"]} if record["text"].strip() else _empty("the text")
+            return {"text": record["text"]} if record["text"].strip() else EMPTY_TEXT
         if turns == []:
             if (key := next((k for k in ("messages", "conversations", "conversation") if k in record), None)) is not None:
                 found, found_zh = kind_of(record[key])
@@ -214,7 +214,7 @@ def line(conversation: dict[str, Any]) -> str:
 def wrong(turns: Sequence[dict[str, Any]]) -> Reason | None:
     """What is wrong with the turns of a conversation."""
     if not turns:
-        return _empty("the conversation")
+        return EMPTY_TEXT._replace(en="the conversation is empty")
     before = ""
     for number, turn in enumerate(turns, 1):
         role = turn["role"]
@@ -241,11 +241,7 @@ def is_learned(turn: dict[str, Any]) -> bool:
     return turn["role"] == "assistant" and turn.get("weight", 1) != 0
 
 
-EMPTY_TEXT = "the text is empty"
-
-
-def _empty(what: str) -> Reason:
-    return Reason("empty", f"{what} is empty", "内容为空", damaged=True)
+EMPTY_TEXT = Reason("empty", "the text is empty", "内容为空", damaged=True)
 
 
 def _order(number: int, why: str, why_zh: str) -> Reason:

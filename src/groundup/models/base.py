@@ -142,6 +142,8 @@ def build_model(name: str, arguments: dict[str, Any], input_shape: tuple[int, ..
 
 
 class _Unfilled(TorchFunctionMode):
+    """In here what would fill a parameter at random leaves it as it is."""
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         filled = args[0] if args else kwargs.get("tensor")
