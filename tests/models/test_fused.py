@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from groundup.models import fused, language, library
 from groundup.models.decoder import Decoder
 from groundup.tasks.token_loss import token_loss
+from groundup.training.adamw import AdamW
 
 from languages import FORMS, small  # isort: skip
 
@@ -98,6 +99,25 @@ def test_cross_entropy(vocabulary, z, monkeypatch):
         return F.cross_entropy(logits[keep], targets[keep], reduction="sum") + z * logits[keep].logsumexp(1).square().sum()
 
     both_ways(lambda h, w: token_loss(h, w, targets, z_loss=z), theirs, hidden, weight)
+
+
+@pytest.mark.parametrize("rows,width,vocabulary", [(1, 32, 1), (63, 32, 33), (64, 64, 32), (65, 96, 100), (300, 128, 1000)])
+@pytest.mark.parametrize("z", [0.0, 0.1])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_head_and_its_loss(rows, width, vocabulary, z, frozen, monkeypatch):
+    hidden, weight = torch.randn(rows, width, requires_grad=True), torch.randn(vocabulary, width, requires_grad=not frozen)
+    targets = torch.randint(0, vocabulary, (rows,))
+    found, used, function = [], [], fused.token_loss
+    monkeypatch.setattr(fused, "token_loss", lambda *a: (used.append(1), function(*a))[1])
+    for takes in (fused.token_loss_takes, lambda *_: False):
+        monkeypatch.setattr(fused, "token_loss_takes", takes)
+        hidden.grad = weight.grad = None
+        loss = token_loss(hidden, weight, targets, z_loss=z)
+        (loss / 3).backward()
+        found.append([loss.detach(), hidden.grad, weight.grad])
+    assert len(used) == 1 and (found[0][2] is None) == frozen
+    for ours, torchs in zip(*found):
+        torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-4)
 
 
 def test_what_is_far_apart_and_what_is_no_number():
@@ -275,3 +295,30 @@ def test_adjusted_gradients(most):
     torch.testing.assert_close(fused.adjust_(grads, 0.25, most), norm)
     torch.testing.assert_close(grads, wanted)
     assert not math.isfinite(fused.adjust_([torch.tensor([1.0, math.nan])], 1.0, most))
+
+
+def test_our_adamw_does_what_torchs_does(monkeypatch):
+    used, function = [], fused.adamw_
+    monkeypatch.setattr(fused, "adamw_", lambda *a: (used.append(1), function(*a)))
+    shapes, found = [(3, 5), (9000,), (70, 300)], []
+    for kind in (AdamW, torch.optim.AdamW):
+        random = torch.Generator().manual_seed(0)
+        weights = [torch.nn.Parameter(torch.randn(s, generator=random)) for s in (*shapes, (4,))]
+        groups = [{"params": weights[:2], "weight_decay": 0.1}, {"params": weights[2:], "weight_decay": 0.0, "lr": 1e-3}]
+        optimizer = kind(groups, lr=1e-2, betas=(0.9, 0.99), eps=1e-6, fused=True)
+        for step in range(6):
+            if step == 3:  # as a run goes on
+                again = kind(groups, lr=1e-2, fused=True)
+                again.load_state_dict(optimizer.state_dict())
+                optimizer = again
+            for p in weights[:3]:  # the last one has no gradient
+                p.grad = torch.randn(p.shape, generator=random)
+            if step == 4:
+                weights[2].grad = weights[2].grad.t().contiguous().t()
+            optimizer.step()
+        states = [optimizer.state[w] for w in weights[:3]]
+        assert not optimizer.state[weights[3]] and all(float(s["step"]) == 6 for s in states)
+        found.append([*weights, *(s[k] for s in states for k in ("exp_avg", "exp_avg_sq"))])
+    assert len(used) == 2 * 4  # without the first step, which makes the states, and the one with another order in memory
+    for ours, torchs in zip(*found):
+        torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-6)

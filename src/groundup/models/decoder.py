@@ -126,6 +126,13 @@ class Attention(nn.Module):
         return self.o_proj(out.transpose(1, 2).reshape(b, t, -1))  # type: ignore[no-any-return]
 
 
+# A layer's matrices and norms, in the order of fused.WEIGHTS.
+WEIGHTS = (
+    *("input_layernorm", "q_proj", "k_proj", "v_proj", "q_norm", "k_norm"),
+    *("o_proj", "post_attention_layernorm", "gate_proj", "up_proj", "down_proj"),
+)
+
+
 class Layer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
@@ -142,17 +149,16 @@ class Layer(nn.Module):
 
     def bare_weights(self) -> fused.LayerWeights | None:
         """Its weights, where all of it is plain matrices without biases or experts, and nobody watches a part."""
-        a, m = self.self_attn, self.mlp
-        if not isinstance(m, MLP):
-            return None
-        linear = (a.q_proj, a.k_proj, a.v_proj, a.o_proj, m.gate_proj, m.up_proj, m.down_proj)
-        norms = (self.input_layernorm, self.post_attention_layernorm, a.q_norm, a.k_norm)
-        plain = all(type(x) is nn.Linear and x.bias is None for x in linear) and all(type(x) is RMSNorm for x in norms if x is not None)
-        if not plain or any(lora.watched(x) for x in (self, a, m, *linear, *norms) if x is not None):
-            return None
-        q, k, v, o, gate, up, down = (x.weight for x in linear)
-        norm, second, q_norm, k_norm = (None if x is None else x.weight for x in norms)
-        return norm, q, k, v, q_norm, k_norm, o, second, gate, up, down
+        parts = self._modules | self.self_attn._modules | self.mlp._modules  # asked in every step: a module's attributes take longer
+        weights: dict[str, Tensor | None] = {}
+        for name, part in parts.items():
+            if part is None:
+                continue
+            plain = type(part) in (Attention, MLP, RMSNorm) or (type(part) is nn.Linear and part._parameters["bias"] is None)
+            if not plain or lora.watched(part):
+                return None
+            weights[name] = part._parameters.get("weight")
+        return None if lora.watched(self) else tuple(weights.get(name) for name in WEIGHTS)
 
 
 class Body(nn.Module):

@@ -40,7 +40,7 @@ def takes(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling() or _forecast is False:
         return False
     for x in tensors:
-        if x.dtype != torch.float32 or x.device.type != "cpu" or (_forecast is None and type(x) not in (Tensor, nn.Parameter)):
+        if x.dtype != torch.float32 or not x.is_cpu or (_forecast is None and type(x) not in (Tensor, nn.Parameter)):
             return False
     return library.why_not("train") is None
 
@@ -256,9 +256,10 @@ def _facts(x: Tensor, heads: int, eps: float, cos: Tensor, sin: Tensor, each: Se
     for i in range(count):
         begin, first = count + i * len(WEIGHTS), each[i]
         end = begin + len(WEIGHTS)
-        _, q, k, *_, gate, _, _ = (0 if w is None else len(w) for w in each[begin:end])
-        assert first is not None
-        sizes = (*x.shape, heads, k * heads // q, q // heads, gate, len(first), len(cos))
+        _, q, k, *_, gate, _, _ = each[begin:end]
+        assert first is not None and q is not None and k is not None and gate is not None
+        queries = q.size(0)
+        sizes = (*x.shape, heads, k.size(0) * heads // queries, queries // heads, gate.size(0), first.size(0), cos.size(0))
         facts[i] = _Facts(*sizes, eps, at[i], at_cos, at_sin, *at[begin:end])
     return facts
 
@@ -305,6 +306,26 @@ def layers(
     return _Layers.apply(x, heads, eps, cos.contiguous(), sin.contiguous(), len(weights), *spans, *flat)  # type: ignore[no-any-return]
 
 
+# -- a head and its loss ---------------------------------------------------------------------------------------------------------
+TABLE = 2**18  # numbers of the largest head whose products are quicker here than in torch's library
+
+
+def token_loss_takes(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether `token_loss` can work on these, and is quicker than its parts."""
+    return weight.numel() <= TABLE and weight.shape[1] % WIDTH == 0 and takes(hidden, weight)
+
+
+def token_loss(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, for_weight: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What `cross_entropy_` gives of hidden @ weight.T, the gradient of hidden [N, width], and with `for_weight` that of weight [vocabulary, width]."""
+    hidden, weight = hidden.contiguous(), weight.contiguous()
+    n, (vocabulary, width) = len(hidden), weight.shape
+    loss, for_hidden, made = hidden.new_empty(n), torch.empty_like(hidden), torch.empty_like(weight) if for_weight else None
+    scratch = hidden.new_empty(library.loaded("train").groundup_token_loss_scratch(width, vocabulary, torch.get_num_threads()))
+    sizes, operations = (n, width, vocabulary), (6.0 if for_weight else 4.0) * n * weight.numel()
+    _call("token_loss", *sizes, hidden, weight, targets.contiguous(), z_loss, loss, for_hidden, made, scratch, operations=operations)
+    return loss, for_hidden, made
+
+
 # -- gradients of a whole model --------------------------------------------------------------------------------------------------
 def adjust_(gradients: Sequence[Tensor], factor: float, most: float | None) -> Tensor:
     """Gradients times `factor`, and shortened to the norm `most` where they are longer, in place; their norm before that.
@@ -322,3 +343,16 @@ def adjust_(gradients: Sequence[Tensor], factor: float, most: float | None) -> T
     if scale != 1.0:
         _call("scale", len(sizes), *at, scale)
     return torch.tensor(norm)
+
+
+class _Adaptive(ctypes.Structure):
+    _fields_ = [*((name, ctypes.c_void_p) for name in ("weight", "mean", "square", "steps", "grad")), ("size", ctypes.c_int64)]
+
+
+def adamw_(parts: Sequence[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]], lr: float, betas: tuple[float, float], eps: float, decay: float) -> None:
+    """One step of AdamW, in place. parts: weight, running means of its gradient and of its square, the steps of both (float32 []), gradient."""
+    if _forecast:
+        _forecast(sum(t.numel() * t.element_size() for part in parts for t in part), 0.0)
+        return
+    arrays = (_Adaptive * len(parts))(*(_Adaptive(*(t.data_ptr() for t in part), part[0].numel()) for part in parts))
+    _call("adamw", len(parts), ctypes.addressof(arrays), lr, *betas, eps, decay)

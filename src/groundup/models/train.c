@@ -7,7 +7,8 @@
 #include "vectors.h"
 
 float logf(float);
-int omp_get_thread_num(void);
+double pow(double, double);
+int omp_get_thread_num(void), omp_get_num_threads(void);
 
 enum { BLOCK = 64 };   /* rows that a thread takes, and sums, at once */
 enum { PIECE = 2048 }; /* numbers of one unit of work where there are no rows */
@@ -204,32 +205,34 @@ void groundup_softmax_back(int64_t rows, int64_t t, const float *p, float *grad,
     }
 }
 
-/* loss[r] = log Z - logits[r, target] + z * (log Z)²; with `back` the logits become its gradient. */
+/* log Z - x[target] + z * (log Z)² of one row of logits, which with `back` become its gradient. */
+static float entropy(int64_t v, float *x, int64_t target, float z, int64_t back) {
+    float right = x[target];
+    Floats most = all(-__builtin_inff());
+    for (int64_t i = 0; i < v; i += LANES) most = larger(most, in(x + i, v - i, x[i]));
+    float top = largest(most), whole = 0;
+    for (int64_t begin = 0; begin < v; begin += PIECE) { /* a long sum in one number would lose its last digits */
+        int64_t end = begin + PIECE < v ? begin + PIECE : v;
+        Floats sum = {0};
+        for (int64_t i = begin; i < end; i += LANES) {
+            Floats p = share(in(x + i, end - i, -__builtin_inff()), all(top));
+            if (back) out(x + i, p, end - i);
+            sum += p;
+        }
+        whole += total(sum);
+    }
+    float log_z = top + logf(whole);
+    if (back) {
+        float factor = (1.0f + 2.0f * z * log_z) / whole;
+        for (int64_t i = 0; i < v; i++) x[i] *= factor;
+        x[target] -= 1.0f;
+    }
+    return logf(whole) - (right - top) + z * log_z * log_z;
+}
+
 void groundup_cross_entropy(int64_t n, int64_t v, float *logits, const int64_t *targets, float z, float *loss, int64_t back, int64_t threads) {
 #pragma omp parallel for num_threads((int)threads) if (n * v > 8192) schedule(static)
-    for (int64_t r = 0; r < n; r++) {
-        float *x = logits + r * v, right = x[targets[r]];
-        Floats most = all(-__builtin_inff());
-        for (int64_t i = 0; i < v; i += LANES) most = larger(most, in(x + i, v - i, x[i]));
-        float top = largest(most), whole = 0;
-        for (int64_t begin = 0; begin < v; begin += PIECE) { /* a long sum in one number would lose its last digits */
-            int64_t end = begin + PIECE < v ? begin + PIECE : v;
-            Floats sum = {0};
-            for (int64_t i = begin; i < end; i += LANES) {
-                Floats p = share(in(x + i, end - i, -__builtin_inff()), all(top));
-                if (back) out(x + i, p, end - i);
-                sum += p;
-            }
-            whole += total(sum);
-        }
-        float log_z = top + logf(whole);
-        loss[r] = logf(whole) - (right - top) + z * log_z * log_z;
-        if (back) {
-            float factor = (1.0f + 2.0f * z * log_z) / whole;
-            for (int64_t i = 0; i < v; i++) x[i] *= factor;
-            x[targets[r]] -= 1.0f;
-        }
-    }
+    for (int64_t r = 0; r < n; r++) loss[r] = entropy(v, logits + r * v, targets[r], z, back);
 }
 
 /* -- matrix products ---------------------------------------------------------------------------------------------------------- */
@@ -339,17 +342,24 @@ INLINE Floats score(const float *s, float scale, Sight seen, int64_t key) {
     return (Floats)((~away & (Ints)(load(s) * scale)) | (away & (Ints)all(-__builtin_inff())));
 }
 
+/* A thread and how many there are; what it does of n pieces of work lies side by side. */
+typedef struct {
+    int64_t thread, threads;
+} Part;
+
+INLINE int64_t begin_of(Part part, int64_t n) { return n * part.thread / part.threads; }
+INLINE int64_t end_of(Part part, int64_t n) { return n * (part.thread + 1) / part.threads; }
+
 /* tops: [b, heads, 2, t rounded up], the largest score of each query and what its exponentials are multiplied with. */
-static void attend(const Attention *a, const float *q, const float *k, const float *v, float *y, float *tops, float *scratch, int64_t threads) {
+static void attend(const Attention *a, const float *q, const float *k, const float *v, float *y, float *tops, float *scratch, Part part) {
     int64_t t = a->t, d = a->d, whole = round_up(t), group = a->heads / a->kv;
-#pragma omp parallel for num_threads((int)threads) if (a->b * a->heads * t * t * d > 100000) schedule(static)
-    for (int64_t unit = 0; unit < a->b * a->heads; unit++) {
+    for (int64_t unit = begin_of(part, a->b * a->heads); unit < end_of(part, a->b * a->heads); unit++) {
         int64_t row = unit / a->heads, head = unit % a->heads;
         const float *queries = q + row * a->q.batch + head * a->q.head;
         const float *keys = k + row * a->k.batch + head / group * a->k.head, *values = v + row * a->v.batch + head / group * a->v.head;
         float *outs = y + row * a->y.batch + head * a->y.head, *top = tops + unit * 2 * whole, *factor = top + whole;
         const int64_t *first = a->first + (a->firsts == 1 ? 0 : row) * t;
-        float *p = scratch + omp_get_thread_num() * scratch_of(t, d), *panel = p + 2 * t * WIDTH;
+        float *p = scratch, *panel = p + 2 * t * WIDTH;
         for (int64_t i = 0; i < t; i += WIDTH) {
             int64_t end = least(i + WIDTH, t), low = first[i];
             against(keys + low * a->k.token, a->k.token, end - low, queries + i * a->q.token, a->q.token, end - i, d, panel, p);
@@ -377,16 +387,15 @@ static void attend(const Attention *a, const float *q, const float *k, const flo
 }
 
 static void attend_back(const Attention *a, const float *q, const float *k, const float *v, const float *grad, const float *tops, float *for_q,
-                        float *for_k, float *for_v, float *scratch, int64_t threads) {
+                        float *for_k, float *for_v, float *scratch, Part part) {
     int64_t t = a->t, d = a->d, whole = round_up(t), group = a->heads / a->kv;
-#pragma omp parallel for num_threads((int)threads) if (a->b * a->heads * t * t * d > 50000) schedule(static)
-    for (int64_t unit = 0; unit < a->b * a->kv; unit++) { /* one thread has all heads of a group, whose keys and values are the same */
+    for (int64_t unit = begin_of(part, a->b * a->kv); unit < end_of(part, a->b * a->kv); unit++) { /* all heads of a group, whose keys and values are the same */
         int64_t row = unit / a->kv, pair = unit % a->kv;
         int64_t at_keys = row * a->k.batch + pair * a->k.head, at_values = row * a->v.batch + pair * a->v.head;
         const float *keys = k + at_keys, *values = v + at_values;
         float *for_keys = for_k + at_keys, *for_values = for_v + at_values;
         const int64_t *first = a->first + (a->firsts == 1 ? 0 : row) * t;
-        float *p = scratch + omp_get_thread_num() * scratch_of(t, d), *ds = p + t * WIDTH, *panel = ds + t * WIDTH;
+        float *p = scratch, *ds = p + t * WIDTH, *panel = ds + t * WIDTH;
         for (int64_t r = 0; r < t; r++) {
             for (int64_t i = 0; i < d; i++) for_keys[r * a->k.token + i] = for_values[r * a->v.token + i] = 0;
         }
@@ -436,14 +445,20 @@ static Attention of_heads(int64_t b, int64_t heads, int64_t kv, int64_t t, int64
 void groundup_attend(int64_t b, int64_t heads, int64_t kv, int64_t t, int64_t d, const float *q, const float *k, const float *v, const int64_t *first,
                      int64_t firsts, float scale, float *y, float *tops, float *scratch, int64_t threads) {
     Attention a = of_heads(b, heads, kv, t, d, first, firsts, scale);
-    attend(&a, q, k, v, y, tops, scratch, threads);
+#pragma omp parallel for num_threads((int)threads) if (b * heads * t * t * d > 100000) schedule(static)
+    for (int64_t thread = 0; thread < threads; thread++) {
+        attend(&a, q, k, v, y, tops, scratch + thread * scratch_of(t, d), (Part){thread, threads});
+    }
 }
 
 void groundup_attend_back(int64_t b, int64_t heads, int64_t kv, int64_t t, int64_t d, const float *q, const float *k, const float *v, const int64_t *first,
                           int64_t firsts, float scale, const float *grad, const float *tops, float *for_q, float *for_k, float *for_v, float *scratch,
                           int64_t threads) {
     Attention a = of_heads(b, heads, kv, t, d, first, firsts, scale);
-    attend_back(&a, q, k, v, grad, tops, for_q, for_k, for_v, scratch, threads);
+#pragma omp parallel for num_threads((int)threads) if (b * heads * t * t * d > 50000) schedule(static)
+    for (int64_t thread = 0; thread < threads; thread++) {
+        attend_back(&a, q, k, v, grad, tops, for_q, for_k, for_v, scratch + thread * scratch_of(t, d), (Part){thread, threads});
+    }
 }
 
 /* -- a layer of the decoder ---------------------------------------------------------------------------------------------------- */
@@ -498,13 +513,26 @@ static void sizes_of(const Layer *l, int64_t *sizes) {
     for (int i = 0; i < WEIGHTS; i++) sizes[i] = found[i];
 }
 
-/* Floats of working memory: the matrices as panels, a block and an attention for each thread; going back also what each thread but the first finds of the
-   weights' gradients in its own tokens. */
-int64_t groundup_layer_scratch(const Layer *l, int64_t back, int64_t threads) {
-    int64_t tokens = l->b * l->t, each = BLOCK * (back ? 2 * l->width + 4 * l->hidden : l->width + l->hidden) + scratch_of(l->t, l->d), sizes[WEIGHTS], own = 0;
+static int64_t weights_of(const Layer *l) {
+    int64_t sizes[WEIGHTS], sum = 0;
     sizes_of(l, sizes);
-    for (int i = 0; i < WEIGHTS; i++) own += sizes[i];
-    return matrices_of(l) + threads * each + (back ? (threads - 1) * own + tokens * (l->width + queries_of(l) + qkv_of(l)) : 0);
+    for (int i = 0; i < WEIGHTS; i++) sum += sizes[i];
+    return sum;
+}
+
+/* Floats of a thread's working memory, and the place behind all that going back needs but `parts`: what each thread but the first finds of the weights'
+   gradients. */
+static int64_t each_of(const Layer *l, int64_t back) {
+    return BLOCK * (back ? 2 * l->width + 4 * l->hidden : l->width + l->hidden) + scratch_of(l->t, l->d);
+}
+static float *parts_in(const Layer *l, float *scratch, int64_t threads) {
+    return scratch + matrices_of(l) + l->b * l->t * (l->width + queries_of(l) + qkv_of(l)) + threads * each_of(l, 1);
+}
+
+/* Floats of working memory: the matrices as panels, and all that. */
+int64_t groundup_layer_scratch(const Layer *l, int64_t back, int64_t threads) {
+    if (back) return parts_in(l, 0, threads) + (threads - 1) * weights_of(l) - (float *)0;
+    return matrices_of(l) + threads * each_of(l, 0);
 }
 
 typedef struct {
@@ -515,12 +543,10 @@ typedef struct {
 } Laid;
 
 /* Matrices as panels. For y = x W' rows become columns; for y = x W (`turned`) they stay rows, of which several matrices make one. */
-static void lay(const Laid *all, int64_t count, int turned, int64_t threads) {
-    int64_t units[MATRICES + 1] = {0};
-    for (int64_t m = 0; m < count; m++) units[m + 1] = units[m] + (turned ? all[m].inputs : all[m].outputs) / PANEL;
-#pragma omp parallel for num_threads((int)threads) schedule(static)
-    for (int64_t unit = 0; unit < units[count]; unit++) {
-        int64_t m = 0;
+static void lay(const Laid *all, int64_t count, int turned, Part part) {
+    int64_t units[MATRICES + 1] = {0}, m = 0;
+    for (int64_t i = 0; i < count; i++) units[i + 1] = units[i] + ((turned ? all[i].inputs : all[i].outputs) + PANEL - 1) / PANEL;
+    for (int64_t unit = begin_of(part, units[count]); unit < end_of(part, units[count]); unit++) {
         while (unit >= units[m + 1]) m++;
         int64_t p = (unit - units[m]) * PANEL, inputs = all[m].inputs;
         const float *w = all[m].w + p * (turned ? 1 : inputs);
@@ -529,7 +555,7 @@ static void lay(const Laid *all, int64_t count, int turned, int64_t threads) {
             store(to + i * PANEL, load(w + i * inputs));
             store(to + i * PANEL + LANES, load(w + i * inputs + LANES));
         }
-        else columns(w, inputs, PANEL, inputs, to);
+        else columns(w, inputs, all[m].outputs - p, inputs, to);
     }
 }
 
@@ -541,10 +567,20 @@ static Attention of_layer(const Layer *l) {
 
 INLINE int64_t angle_of(const Layer *l, int64_t token) { return (l->angles == 1 ? token % l->t : token) * (l->d / 2); }
 
-static void layer(const Layer *l, const float *x, float *keep, float *y, float *scratch, int64_t threads) {
+/* A thread's tokens: where it can, whole sequences, of which it then has the attention too, so that it need not wait for others in between. */
+static int whole_sequences(const Layer *l, Part part) { return l->b % part.threads == 0; }
+static int64_t cut_of(const Layer *l, Part part, int64_t at) {
+    int64_t tokens = l->b * l->t, blocks = (tokens + BLOCK - 1) / BLOCK;
+    return whole_sequences(l, part) ? tokens * at / part.threads : least(blocks * at / part.threads * BLOCK, tokens);
+}
+
+/* All threads call it; each does its part, and begins to work on the next layer's tokens when it has done its own here. */
+static void layer(const Layer *l, const float *x, float *keep, float *y, float *scratch, Part part) {
     Kept kept = kept_in(l, keep);
-    int64_t tokens = l->b * l->t, w = l->width, q = queries_of(l), kv = keys_of(l), all = qkv_of(l), hidden = l->hidden;
-    float *panels = scratch, *for_o = panels + all * w, *for_gate = for_o + w * q, *for_down = for_gate + 2 * hidden * w, *each = for_down + w * hidden;
+    int64_t w = l->width, q = queries_of(l), kv = keys_of(l), all = qkv_of(l), hidden = l->hidden;
+    int64_t start = cut_of(l, part, part.thread), stop = cut_of(l, part, part.thread + 1);
+    float *panels = scratch, *for_o = panels + all * w, *for_gate = for_o + w * q, *for_down = for_gate + 2 * hidden * w;
+    float *block = for_down + w * hidden + part.thread * each_of(l, 0), *act = block + BLOCK * w, *rest = act + BLOCK * hidden;
     Laid matrices[] = {
         {l->q, q, w, panels, 0, w},
         {l->k, kv, w, panels + q * w, 0, w},
@@ -554,14 +590,12 @@ static void layer(const Layer *l, const float *x, float *keep, float *y, float *
         {l->up, hidden, w, for_gate + hidden * w, 0, w},
         {l->down, w, hidden, for_down, 0, hidden},
     };
-    lay(matrices, MATRICES, 0, threads);
-    int64_t size = BLOCK * (w + hidden);
-    Attention a = of_layer(l);
-
-#pragma omp parallel for num_threads((int)threads) schedule(static)
-    for (int64_t begin = 0; begin < tokens; begin += BLOCK) {
-        int64_t rows = least(BLOCK, tokens - begin);
-        float *block = each + omp_get_thread_num() * size, *raw = kept.raw + begin * all;
+#pragma omp barrier
+    lay(matrices, MATRICES, 0, part);
+#pragma omp barrier
+    for (int64_t begin = start; begin < stop; begin += BLOCK) {
+        int64_t rows = least(BLOCK, stop - begin);
+        float *raw = kept.raw + begin * all;
         inverses(rows, w, l->eps, x + begin * w, kept.inverse + begin);
         normed(rows, w, x + begin * w, l->norm, kept.inverse + begin, block);
         times(rows, block, w, w, panels, all, 0, raw, all);
@@ -578,11 +612,16 @@ static void layer(const Layer *l, const float *x, float *keep, float *y, float *
             }
         }
     }
-    attend(&a, kept.turned, kept.turned + q, kept.raw + q + kv, kept.attended, kept.tops, each + threads * size, threads);
-#pragma omp parallel for num_threads((int)threads) schedule(static)
-    for (int64_t begin = 0; begin < tokens; begin += BLOCK) {
-        int64_t rows = least(BLOCK, tokens - begin);
-        float *block = each + omp_get_thread_num() * size, *act = block + BLOCK * w;
+    Attention a = of_layer(l);
+    if (!whole_sequences(l, part)) {
+#pragma omp barrier
+    }
+    attend(&a, kept.turned, kept.turned + q, kept.raw + q + kv, kept.attended, kept.tops, rest, part);
+    if (!whole_sequences(l, part)) {
+#pragma omp barrier
+    }
+    for (int64_t begin = start; begin < stop; begin += BLOCK) {
+        int64_t rows = least(BLOCK, stop - begin);
         float *middle = kept.middle + begin * w, *gate_up = kept.gate_up + begin * 2 * hidden;
         times(rows, kept.attended + begin * q, q, q, for_o, w, x + begin * w, middle, w);
         inverses(rows, w, l->eps, middle, kept.second_inverse + begin);
@@ -601,24 +640,42 @@ static void layer(const Layer *l, const float *x, float *keep, float *y, float *
 
 /* to [outputs][inputs] (+)= grad' x over a block of tokens: grad [rows][outputs], x [rows][inputs]. */
 static void outer(int64_t rows, const float *grad, int64_t ld_grad, int64_t outputs, const float *x, int64_t ld_x, int64_t inputs, float *to, int add) {
-    for (int64_t m = 0; to && m < outputs; m += TALL) {
-        for (int64_t p = 0; p < inputs; p += PANEL) {
-            float *c = to + m * inputs + p;
-            tile(TALL, grad + m, 1, ld_grad, x + p, ld_x, rows, add ? c : 0, c, inputs);
-        }
+    for (int64_t p = 0; to && p < inputs; p += PANEL) product(outputs, grad, 1, ld_grad, x + p, ld_x, rows, add ? to + p : 0, to + p, inputs);
+}
+
+/* What the threads found in their own tokens, added to what the first one found. */
+static void gather(int64_t size, float *first, const float *others, int64_t apart, Part part) {
+    for (int64_t thread = 0; thread < part.threads - 1; thread++) {
+        for (int64_t i = begin_of(part, size); i < end_of(part, size); i++) first[i] += others[thread * apart + i];
     }
 }
 
-/* grad, that of y, becomes that of x. */
-static void layer_back(const Layer *l, const float *x, float *keep, float *grad, const Gradients *found, float *scratch, int64_t threads) {
+/* Where a thread writes what it finds of the weights' gradients: the first one to where the sum will be. */
+static Gradients own_of(const Layer *l, const Gradients *found, float *parts, int64_t thread) {
+    int64_t sizes[WEIGHTS];
+    sizes_of(l, sizes);
+    if (thread == 0) return *found;
+    Gradients own;
+    parts += (thread - 1) * weights_of(l);
+    for (int i = 0; i < WEIGHTS; parts += sizes[i++]) own.of[i] = found->of[i] ? parts : 0;
+    return own;
+}
+
+static void gather_layer(const Layer *l, const Gradients *found, float *parts, Part part) {
+    int64_t sizes[WEIGHTS];
+    sizes_of(l, sizes);
+    for (int i = 0; i < WEIGHTS; parts += sizes[i++]) if (found->of[i]) gather(sizes[i], found->of[i], parts, weights_of(l), part);
+}
+
+/* grad, that of y, becomes that of x. All threads call it; `parts` holds what they found in the layer behind this one, and then in this one. */
+static void layer_back(const Layer *l, const float *x, float *keep, float *grad, const Gradients *found, const Gradients *behind, float *scratch, Part part) {
     int64_t tokens = l->b * l->t, w = l->width, q = queries_of(l), kv = keys_of(l), all = qkv_of(l), hidden = l->hidden, d = l->d;
+    int64_t start = cut_of(l, part, part.thread), stop = cut_of(l, part, part.thread + 1), sizes[WEIGHTS];
     Kept kept = kept_in(l, keep);
-    int64_t blocks = (tokens + BLOCK - 1) / BLOCK, size = BLOCK * (2 * w + 4 * hidden), sizes[WEIGHTS];
-    if (threads > blocks) threads = blocks;
-    float *for_down = scratch, *for_gate = for_down + hidden * w, *for_o = for_gate + 2 * hidden * w, *for_q = for_o + q * w, *each = for_q + all * w;
-    float *attention = each + threads * size, *for_middle = attention + threads * scratch_of(l->t, d), *for_attended = for_middle + tokens * w;
-    float *for_qkv = for_attended + tokens * q, *parts = for_qkv + tokens * all;
-    Attention a = of_layer(l);
+    float *for_down = scratch, *for_gate = for_down + hidden * w, *for_o = for_gate + 2 * hidden * w, *for_q = for_o + q * w;
+    float *for_middle = for_q + all * w, *for_attended = for_middle + tokens * w, *for_qkv = for_attended + tokens * q, *each = for_qkv + tokens * all;
+    float *normed_x = each + part.thread * each_of(l, 1), *for_x = normed_x + BLOCK * w, *act = for_x + BLOCK * w, *for_act = act + BLOCK * hidden;
+    float *for_gate_up = for_act + BLOCK * hidden, *rest = for_gate_up + BLOCK * 2 * hidden, *parts = parts_in(l, scratch, part.threads);
     Laid matrices[] = {
         {l->down, w, hidden, for_down, 0, w},
         {l->gate, hidden, w, for_gate, 0, 2 * hidden},
@@ -628,126 +685,186 @@ static void layer_back(const Layer *l, const float *x, float *keep, float *grad,
         {l->k, kv, w, for_q, q, all},
         {l->v, kv, w, for_q, q + kv, all},
     };
-    lay(matrices, MATRICES, 1, threads);
-
+#pragma omp barrier
+    lay(matrices, MATRICES, 1, part);
+    if (behind) gather_layer(l + 1, behind, parts, part);
+#pragma omp barrier
+    Gradients own = own_of(l, found, parts, part.thread);
+    float *const *to = own.of;
+    const int norms[] = {NORM, SECOND_NORM, Q_NORM, K_NORM};
     sizes_of(l, sizes);
-    Gradients own[threads]; /* what each thread finds in its own tokens; the first writes to where the sum will be */
-    for (int64_t thread = 0; thread < threads; thread++) {
-        for (int i = 0; i < WEIGHTS; i++) {
-            own[thread].of[i] = thread && found->of[i] ? parts : found->of[i];
-            if (thread && found->of[i]) parts += sizes[i];
-        }
-    }
-
-#pragma omp parallel for num_threads((int)threads) schedule(static)
-    for (int64_t thread = 0; thread < threads; thread++) { /* each with tokens of its own, one block after the other */
-        float *normed_x = each + thread * size, *for_x = normed_x + BLOCK * w, *act = for_x + BLOCK * w;
-        float *for_act = act + BLOCK * hidden, *for_gate_up = for_act + BLOCK * hidden, *const *to = own[thread].of;
-        const int norms[] = {NORM, SECOND_NORM, Q_NORM, K_NORM};
-        for (int i = 0; i < 4; i++) if (to[norms[i]]) __builtin_memset(to[norms[i]], 0, sizeof(float) * sizes[norms[i]]);
-        int64_t start = blocks * thread / threads * BLOCK, stop = least(blocks * (thread + 1) / threads * BLOCK, tokens);
-        for (int64_t begin = start; begin < stop; begin += BLOCK) {
-            int64_t rows = least(BLOCK, stop - begin);
-            int add = begin > start;
-            const float *middle = kept.middle + begin * w, *here = grad + begin * w, *inverse = kept.second_inverse + begin;
-            times(rows, here, w, w, for_down, hidden, 0, for_act, hidden);
-            for (int64_t r = 0; r < rows; r++) {
-                const float *gate = kept.gate_up + (begin + r) * 2 * hidden;
-                float *for_gate = for_gate_up + r * 2 * hidden;
-                for (int64_t i = 0; i < hidden; i += LANES) {
-                    __builtin_prefetch(gate + 4 * hidden + i); /* the next row but one, from far away */
-                    __builtin_prefetch(gate + 5 * hidden + i);
-                    Floats g = load(gate + i), u = load(gate + hidden + i), s = sigmoid(g), back = load(for_act + r * hidden + i);
-                    store(act + r * hidden + i, g * s * u);
-                    store(for_gate + i, back * u * s * (1.0f + g * (1.0f - s)));
-                    store(for_gate + hidden + i, back * g * s);
-                }
-            }
-            outer(rows, here, w, w, act, hidden, hidden, to[DOWN], add);
-            times(rows, for_gate_up, 2 * hidden, 2 * hidden, for_gate, w, 0, for_x, w);
-            normed(rows, w, middle, l->second_norm, inverse, normed_x);
-            outer(rows, for_gate_up, 2 * hidden, hidden, normed_x, w, w, to[GATE], add);
-            outer(rows, for_gate_up + hidden, 2 * hidden, hidden, normed_x, w, w, to[UP], add);
-            for (int64_t r = 0; r < rows; r++) {
-                norm_back(w, for_x + r * w, middle + r * w, l->second_norm, inverse[r], here + r * w, for_middle + (begin + r) * w, to[SECOND_NORM]);
-            }
-            outer(rows, for_middle + begin * w, w, w, kept.attended + begin * q, q, q, to[O], add);
-            times(rows, for_middle + begin * w, w, w, for_o, q, 0, for_attended + begin * q, q);
-        }
-    }
-    attend_back(&a, kept.turned, kept.turned + q, kept.raw + q + kv, for_attended, kept.tops, for_qkv, for_qkv + q, for_qkv + q + kv, attention, threads);
-#pragma omp parallel for num_threads((int)threads) schedule(static)
-    for (int64_t thread = 0; thread < threads; thread++) {
-        float *normed_x = each + thread * size, *for_x = normed_x + BLOCK * w, *const *to = own[thread].of;
-        int64_t start = blocks * thread / threads * BLOCK, stop = least(blocks * (thread + 1) / threads * BLOCK, tokens);
-        for (int64_t begin = start; begin < stop; begin += BLOCK) {
-            int64_t rows = least(BLOCK, stop - begin);
-            int add = begin > start;
-            float *here = for_qkv + begin * all;
-            for (int64_t r = 0; r < rows; r++) {
-                int64_t at = angle_of(l, begin + r);
-                for (int64_t h = 0; h < l->heads + l->kv; h++) {
-                    float *head = here + r * all + h * d, inverse;
-                    const float *weight = h < l->heads ? l->q_norm : l->k_norm, *raw = kept.raw + (begin + r) * all + h * d;
-                    turn(d / 2, head, l->cos + at, l->sin + at, -1, head);
-                    if (!weight) continue;
-                    inverses(1, d, l->eps, raw, &inverse);
-                    norm_back(d, head, raw, weight, inverse, 0, head, to[h < l->heads ? Q_NORM : K_NORM]);
-                }
-            }
-            times(rows, here, all, all, for_q, w, 0, for_x, w);
-            normed(rows, w, x + begin * w, l->norm, kept.inverse + begin, normed_x);
-            outer(rows, here, all, q, normed_x, w, w, to[Q], add);
-            outer(rows, here + q, all, kv, normed_x, w, w, to[K], add);
-            outer(rows, here + q + kv, all, kv, normed_x, w, w, to[V], add);
-            for (int64_t r = begin; r < begin + rows; r++) {
-                norm_back(w, for_x + (r - begin) * w, x + r * w, l->norm, kept.inverse[r], for_middle + r * w, grad + r * w, to[NORM]);
+    for (int i = 0; i < 4; i++) if (to[norms[i]]) __builtin_memset(to[norms[i]], 0, sizeof(float) * sizes[norms[i]]);
+    for (int64_t begin = start; begin < stop; begin += BLOCK) {
+        int64_t rows = least(BLOCK, stop - begin);
+        int add = begin > start;
+        const float *middle = kept.middle + begin * w, *here = grad + begin * w, *inverse = kept.second_inverse + begin;
+        times(rows, here, w, w, for_down, hidden, 0, for_act, hidden);
+        for (int64_t r = 0; r < rows; r++) {
+            const float *gate = kept.gate_up + (begin + r) * 2 * hidden;
+            float *for_gate = for_gate_up + r * 2 * hidden;
+            for (int64_t i = 0; i < hidden; i += LANES) {
+                __builtin_prefetch(gate + 4 * hidden + i); /* the next row but one, from far away */
+                __builtin_prefetch(gate + 5 * hidden + i);
+                Floats g = load(gate + i), u = load(gate + hidden + i), s = sigmoid(g), back = load(for_act + r * hidden + i);
+                store(act + r * hidden + i, g * s * u);
+                store(for_gate + i, back * u * s * (1.0f + g * (1.0f - s)));
+                store(for_gate + hidden + i, back * g * s);
             }
         }
+        outer(rows, here, w, w, act, hidden, hidden, to[DOWN], add);
+        times(rows, for_gate_up, 2 * hidden, 2 * hidden, for_gate, w, 0, for_x, w);
+        normed(rows, w, middle, l->second_norm, inverse, normed_x);
+        outer(rows, for_gate_up, 2 * hidden, hidden, normed_x, w, w, to[GATE], add);
+        outer(rows, for_gate_up + hidden, 2 * hidden, hidden, normed_x, w, w, to[UP], add);
+        for (int64_t r = 0; r < rows; r++) {
+            norm_back(w, for_x + r * w, middle + r * w, l->second_norm, inverse[r], here + r * w, for_middle + (begin + r) * w, to[SECOND_NORM]);
+        }
+        outer(rows, for_middle + begin * w, w, w, kept.attended + begin * q, q, q, to[O], add);
+        times(rows, for_middle + begin * w, w, w, for_o, q, 0, for_attended + begin * q, q);
     }
-    for (int i = 0; i < WEIGHTS; i++) {
-#pragma omp parallel for num_threads((int)threads) if (found->of[i] && threads > 1 && sizes[i] > 8192) schedule(static)
-        for (int64_t begin = 0; begin < (found->of[i] ? sizes[i] : 0); begin += PIECE) {
-            for (int64_t thread = 1; thread < threads; thread++) {
-                for (int64_t at = begin; at < least(begin + PIECE, sizes[i]); at++) found->of[i][at] += own[thread].of[i][at];
+    Attention a = of_layer(l);
+    if (!whole_sequences(l, part)) {
+#pragma omp barrier
+    }
+    attend_back(&a, kept.turned, kept.turned + q, kept.raw + q + kv, for_attended, kept.tops, for_qkv, for_qkv + q, for_qkv + q + kv, rest, part);
+    if (!whole_sequences(l, part)) {
+#pragma omp barrier
+    }
+    for (int64_t begin = start; begin < stop; begin += BLOCK) {
+        int64_t rows = least(BLOCK, stop - begin);
+        int add = begin > start;
+        float *here = for_qkv + begin * all;
+        for (int64_t r = 0; r < rows; r++) {
+            int64_t at = angle_of(l, begin + r);
+            for (int64_t h = 0; h < l->heads + l->kv; h++) {
+                float *head = here + r * all + h * d, inverse;
+                const float *weight = h < l->heads ? l->q_norm : l->k_norm, *raw = kept.raw + (begin + r) * all + h * d;
+                turn(d / 2, head, l->cos + at, l->sin + at, -1, head);
+                if (!weight) continue;
+                inverses(1, d, l->eps, raw, &inverse);
+                norm_back(d, head, raw, weight, inverse, 0, head, to[h < l->heads ? Q_NORM : K_NORM]);
             }
+        }
+        times(rows, here, all, all, for_q, w, 0, for_x, w);
+        normed(rows, w, x + begin * w, l->norm, kept.inverse + begin, normed_x);
+        outer(rows, here, all, q, normed_x, w, w, to[Q], add);
+        outer(rows, here + q, all, kv, normed_x, w, w, to[K], add);
+        outer(rows, here + q + kv, all, kv, normed_x, w, w, to[V], add);
+        for (int64_t r = begin; r < begin + rows; r++) {
+            norm_back(w, for_x + (r - begin) * w, x + r * w, l->norm, kept.inverse[r], for_middle + r * w, grad + r * w, to[NORM]);
         }
     }
 }
 
+/* No more threads than blocks: each finds something. */
+static int teams_of(const Layer *l, int64_t threads) { return (int)least(threads, (l->b * l->t + BLOCK - 1) / BLOCK); }
+
 /* Layers after each other; keep[i] is what layer i keeps, and behind it, but for the last one, what it gives. */
 void groundup_layers(const Layer *layers, int64_t count, const float *x, float *const *keep, float *y, float *scratch, int64_t threads) {
+#pragma omp parallel num_threads(teams_of(layers, threads))
     for (int64_t i = 0; i < count; i++) {
+        const float *from = i ? kept_in(layers + i - 1, keep[i - 1]).end : x;
         float *to = i + 1 < count ? kept_in(layers + i, keep[i]).end : y;
-        layer(layers + i, x, keep[i], to, scratch, threads);
-        x = to;
+        layer(layers + i, from, keep[i], to, scratch, (Part){omp_get_thread_num(), omp_get_num_threads()});
     }
 }
 
 void groundup_layers_back(const Layer *layers, int64_t count, const float *x, float *const *keep, float *grad, const Gradients *found, float *scratch,
                           int64_t threads) {
-    for (int64_t i = count - 1; i >= 0; i--) {
-        layer_back(layers + i, i ? kept_in(layers + i - 1, keep[i - 1]).end : x, keep[i], grad, found + i, scratch, threads);
+#pragma omp parallel num_threads(teams_of(layers, threads))
+    {
+        Part part = {omp_get_thread_num(), omp_get_num_threads()};
+        for (int64_t i = count - 1; i >= 0; i--) {
+            const float *from = i ? kept_in(layers + i - 1, keep[i - 1]).end : x;
+            layer_back(layers + i, from, keep[i], grad, found + i, i + 1 < count ? found + i + 1 : 0, scratch, part);
+        }
+#pragma omp barrier
+        gather_layer(layers, found, parts_in(layers, scratch, part.threads), part);
+    }
+}
+
+/* -- a head and its loss --------------------------------------------------------------------------------------------------------- */
+static int64_t logits_of(int64_t v) { return BLOCK * ((v + PANEL - 1) / PANEL * PANEL); }
+
+/* Floats of working memory. */
+int64_t groundup_token_loss_scratch(int64_t w, int64_t v, int64_t threads) {
+    return v * w * (threads + 1) + logits_of(v) / BLOCK * w + threads * logits_of(v);
+}
+
+/* The `entropy` of x W', logits of x [n][w], a multiple of WIDTH, and W [v][w], and its gradients (of W: NULL where nobody asks). The logits of a block of
+   rows stay in a thread's cache. */
+void groundup_token_loss(int64_t n, int64_t w, int64_t v, const float *x, const float *weight, const int64_t *targets, float z, float *loss, float *for_x,
+                         float *for_weight, float *scratch, int64_t threads) {
+    int64_t wide = logits_of(v) / BLOCK, blocks = (n + BLOCK - 1) / BLOCK;
+    float *there = scratch, *back = there + wide * w, *logits = back + v * w, *parts = logits + threads * logits_of(v);
+#pragma omp parallel num_threads((int)least(threads, blocks)) if (n * v > 8192)
+    {
+        Part part = {omp_get_thread_num(), omp_get_num_threads()};
+        float *block = logits + part.thread * logits_of(v), *to = part.thread && for_weight ? parts + (part.thread - 1) * v * w : for_weight;
+        int64_t start = begin_of(part, blocks) * BLOCK, stop = least(end_of(part, blocks) * BLOCK, n);
+        lay(&(Laid){weight, v, w, there, 0, w}, 1, 0, part);
+        lay(&(Laid){weight, v, w, back, 0, v}, 1, 1, part);
+#pragma omp barrier
+        for (int64_t begin = start; begin < stop; begin += BLOCK) {
+            int64_t rows = least(BLOCK, stop - begin);
+            times(rows, x + begin * w, w, w, there, wide, 0, block, wide);
+            for (int64_t r = 0; r < rows; r++) loss[begin + r] = entropy(v, block + r * wide, targets[begin + r], z, 1);
+            times(rows, block, wide, v, back, w, 0, for_x + begin * w, w);
+            outer(rows, block, wide, v, x + begin * w, w, w, to, begin > start);
+        }
+#pragma omp barrier
+        if (for_weight) gather(v * w, for_weight, parts, v * w, part);
     }
 }
 
 /* -- gradients of a whole model ------------------------------------------------------------------------------------------------ */
 /* Sum of the squares of all numbers of `count` arrays; each piece is summed in one order, and the pieces after each other. */
 void groundup_squares(int64_t count, float *const *arrays, const int64_t *sizes, double *parts, double *sum, int64_t threads) {
-    int64_t place = 0;
-    *sum = 0;
-    for (int64_t a = 0; a < count; place += (sizes[a++] + PIECE - 1) / PIECE) {
-#pragma omp parallel for num_threads((int)threads) if (sizes[a] > 8192) schedule(static)
-        for (int64_t begin = 0; begin < sizes[a]; begin += PIECE) {
-            parts[place + begin / PIECE] = dot(arrays[a] + begin, arrays[a] + begin, least(PIECE, sizes[a] - begin));
+    int64_t pieces = 0;
+#pragma omp parallel num_threads((int)threads)
+    {
+        int64_t place = 0;
+        for (int64_t a = 0; a < count; place += (sizes[a++] + PIECE - 1) / PIECE) {
+#pragma omp for schedule(static) nowait
+            for (int64_t begin = 0; begin < sizes[a]; begin += PIECE) {
+                parts[place + begin / PIECE] = dot(arrays[a] + begin, arrays[a] + begin, least(PIECE, sizes[a] - begin));
+            }
         }
     }
-    for (int64_t p = 0; p < place; p++) *sum += parts[p];
+    for (int64_t a = 0; a < count; a++) pieces += (sizes[a] + PIECE - 1) / PIECE;
+    *sum = 0;
+    for (int64_t p = 0; p < pieces; p++) *sum += parts[p];
 }
 
 void groundup_scale(int64_t count, float *const *arrays, const int64_t *sizes, float factor, int64_t threads) {
+#pragma omp parallel num_threads((int)threads)
     for (int64_t a = 0; a < count; a++) {
-#pragma omp parallel for num_threads((int)threads) if (sizes[a] > 8192) schedule(static)
+#pragma omp for schedule(static) nowait
         for (int64_t i = 0; i < sizes[a]; i++) arrays[a][i] *= factor;
+    }
+}
+
+typedef struct {
+    float *weight, *mean, *square, *steps; /* running means of the gradients and of their squares, and how many steps they hold */
+    const float *grad;
+    int64_t size;
+} Adaptive;
+
+/* One step of AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2) on `count` arrays. */
+void groundup_adamw(int64_t count, const Adaptive *arrays, double lr, double beta1, double beta2, double eps, double decay, int64_t threads) {
+    for (int64_t a = 0; a < count; a++) *arrays[a].steps += 1;
+#pragma omp parallel num_threads((int)threads)
+    for (int64_t a = 0; a < count; a++) {
+        Adaptive x = arrays[a];
+        double root = __builtin_sqrt(1 - pow(beta2, *x.steps));
+        float keep = (float)(1 - lr * decay), rate = (float)(lr * root / (1 - pow(beta1, *x.steps))), least_root = (float)(eps * root);
+        float old = (float)beta1, new = (float)(1 - beta1), old_square = (float)beta2, new_square = (float)(1 - beta2);
+#pragma omp for schedule(static) nowait
+        for (int64_t i = 0; i < x.size; i++) {
+            float g = x.grad[i], mean = old * x.mean[i] + new * g, square = old_square * x.square[i] + new_square * g * g;
+            x.mean[i] = mean;
+            x.square[i] = square;
+            x.weight[i] = x.weight[i] * keep - rate * mean / (__builtin_sqrtf(square) + least_root);
+        }
     }
 }

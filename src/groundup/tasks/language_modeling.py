@@ -307,7 +307,9 @@ class LanguageModeling(Task):
         assert isinstance(encoded, EncodedText)
         shift: Any = 0
         if training and rng is not None:  # one cut for all windows of an epoch
-            shift = np.array([int(_share(rng.seed, epoch) * self.context) for epoch in rng.epoch.tolist()])
+            epochs = rng.epoch.tolist()
+            cuts = {epoch: int(_share(rng.seed, epoch) * self.context) for epoch in set(epochs)}
+            shift = np.array([cuts[epoch] for epoch in epochs])
         tokens, targets, documents = (
             None if a is None else torch.from_numpy(a).to(encoded.device)
             for a in encoded.stream.fetch(index.cpu().numpy(), encoded.context, shift)

@@ -58,6 +58,10 @@ class _TokenLoss(torch.autograd.Function):
     @_unseen()
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, softcap: float | None) -> Tensor:
         need = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        if need and softcap is None and fused.token_loss_takes(hidden, weight):
+            loss, *found = fused.token_loss(hidden, weight, targets, z_loss, ctx.needs_input_grad[1])
+            ctx.found = tuple(found)
+            return loss.sum()
         w = weight.to(hidden.dtype)
         total = hidden.new_zeros((), dtype=torch.float32)
         for_hidden = torch.empty_like(hidden) if need else None

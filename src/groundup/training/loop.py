@@ -264,8 +264,9 @@ def step(state: TrainState, batches: Batches, task: Task, plan: Plan) -> Report:
     """
     model = state.model
     lr = set_learning_rate(state.optimizers, factor(plan.schedule, state.step, state.total))
-    for optimizer in state.optimizers:
-        optimizer.zero_grad(set_to_none=True)
+    trained = [p for optimizer in state.optimizers for group in optimizer.param_groups for p in group["params"]]
+    for p in trained:
+        p.grad = None
     loss_sum: Tensor | None = None
     count: int | Tensor = 0
     for batch in batches.micro(state.step):
@@ -283,7 +284,7 @@ def step(state: TrainState, batches: Batches, task: Task, plan: Plan) -> Report:
     if state.scaler is not None:
         for optimizer in state.optimizers:
             state.scaler.unscale_(optimizer)
-    norm = _adjust(model, batches.batch_size, count, plan.clip_norm)
+    norm = _adjust(model, trained, batches.batch_size, count, plan.clip_norm)
     if state.scaler is not None or plan.device.type == "cpu":  # the host decides: fp16 scaling waits anyway, on the CPU reading is free
         finite = math.isfinite(float(norm)) and math.isfinite(float(loss_sum))
         if state.scaler is not None:
@@ -308,9 +309,9 @@ def step(state: TrainState, batches: Batches, task: Task, plan: Plan) -> Report:
     return Report(state.step, lr, norm, loss_sum, count)
 
 
-def _adjust(model: nn.Module, assumed: int, count: int | Tensor, most: float | None) -> Tensor:
+def _adjust(model: nn.Module, trained: list[nn.Parameter], assumed: int, count: int | Tensor, most: float | None) -> Tensor:
     """Gradients per item instead of per `assumed` items, shortened to the norm `most`; returns the norm before that."""
-    parameters = [p for p in model.parameters() if p.grad is not None]
+    parameters = [p for p in trained if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
     # Language models have use for the kernels anyway: for others they would be compiled for this alone.
     kernels = isinstance(model, LanguageModel) and isinstance(count, int) and all(g.is_contiguous() for g in gradients)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from groundup.core.errors import RecipeError, did_you_mean
 from groundup.core.recipe import Optim
+from groundup.models.language import LanguageModel
+from groundup.training.adamw import AdamW
 from groundup.training.muon import Muon
 from groundup.training.offload import Offloaded
 
@@ -145,7 +147,8 @@ def _build(model: nn.Module, config: Optim, device: str) -> list[torch.optim.Opt
         from bitsandbytes.optim import AdamW8bit
 
         return [AdamW8bit(grouped(trainable), lr=rate, betas=config.betas, eps=config.eps)]
-    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    adamw = AdamW if isinstance(model, LanguageModel) else torch.optim.AdamW  # for others kernels would be compiled for this alone
+    kind = torch.optim.Adam if config.name == "adam" else adamw
     if config.name != "muon":
         return [kind(grouped(trainable), lr=rate, betas=config.betas, eps=config.eps, fused=fused)]
     tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
@@ -157,7 +160,7 @@ def _build(model: nn.Module, config: Optim, device: str) -> list[torch.optim.Opt
         momentum = 0.95 if config.momentum is None else config.momentum
         optimizers.append(Muon(grouped(hidden), lr=rate, momentum=momentum))
     if rest:
-        optimizers.append(torch.optim.AdamW(grouped(rest), lr=rate, betas=config.betas, eps=config.eps, fused=fused))
+        optimizers.append(adamw(grouped(rest), lr=rate, betas=config.betas, eps=config.eps, fused=fused))
     return optimizers
 
 
