@@ -147,6 +147,9 @@ def test_two_processes_train_the_model_of_one(optimizer, texts, tmp_path):
         torch.testing.assert_close(b[name], value, atol=1e-5 if optimizer == "sgd" else 1e-3, rtol=1e-4)
     losses = [[r["loss"] for r in RunFolder.open(tmp_path / n).metric_rows("train")] for n in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    evaluations = [RunFolder.open(tmp_path / n).metric_rows("evaluate")[-1] for n in ("one", "two")]  # each process evaluates a part
+    for key in ("loss", "token_accuracy", "bits_per_byte", "bits_per_byte_interval"):
+        assert evaluations[0][key] == pytest.approx(evaluations[1][key], rel=1e-3)
     assert two.stdout.count("run folder") == 1, "only one process speaks"
     assert json.loads((tmp_path / "two" / "result.json").read_text())["steps"] == 8
 

@@ -9,8 +9,10 @@ import torch
 from torch.nn import functional as F
 
 import groundup as gu
+from groundup import jobs
 from groundup.core.errors import DataError, RecipeError
 from groundup.data.tokens import IGNORED
+from groundup.evaluation.evaluate import evaluate
 from groundup.tasks import token_loss as module
 from groundup.tasks.token_loss import token_loss, token_scores
 
@@ -191,6 +193,35 @@ def test_a_cap_of_the_logits_is_part_of_the_model(corpus, tmp_path, capsys):
     assert "transformers opens the folder without it" in capsys.readouterr().out
     model = run.load().model
     assert model.softcap == 0.5 and float(model(torch.arange(8)[None]).detach().abs().max()) <= 0.5
+
+
+class Part:
+    """One of several processes, as far as an evaluation sees them; `others` are the rows that each of them has made."""
+
+    def __init__(self, rank, others):
+        self.rank, self.world, self.own, self.others = rank, len(others), [], others
+
+    def gather(self, rows):
+        self.own.append(rows)
+        return [rows if k == self.rank else (other or self.own)[len(self.own) - 1] for k, other in enumerate(self.others)]
+
+
+@pytest.mark.parametrize("size", [3, 5, 100])
+def test_processes_evaluate_a_part_each_and_have_the_whole(size, corpus, tmp_path):
+    resolved, run, _ = jobs.open_run("gpt-stdlib", TINY | {"data.source": str(corpus)}, tmp_path / "run", resume=False, extend=False)
+    job = jobs.build(resolved, run, resume=False, trust_code=False, train_base=lambda name: None)
+    run.close()
+    whole = evaluate(job.task, job.state.model, job.validation, job.plan.device, batch_size=size)
+    batches = -(-len(job.validation) // size)
+    for world in (2, 3, batches + 1):
+        parts = [Part(rank, [None] * world) for rank in range(world)]
+        for part in parts:
+            evaluate(job.task, job.state.model, job.validation, job.plan.device, batch_size=size, sharers=part)
+            assert len(part.own) == -(-batches // world)
+        for rank in range(world):
+            again = Part(rank, [p.own for p in parts])
+            found = evaluate(job.task, job.state.model, job.validation, job.plan.device, batch_size=size, sharers=again)
+            assert found.compute() == whole.compute() and found.intervals() == whole.intervals() and found.records == whole.records
 
 
 def test_a_budget_picks_a_size_and_says_why(corpus):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ class SummedMetrics(MetricSet):
     the same resamples, and their difference is a paired one."""
 
     columns: int
+    gather: Callable[[Tensor], list[Tensor]] | None = None  # of several processes that each see a part of the records: rows -> those of all, in order
 
     def __init__(self) -> None:
         self.random = np.random.default_rng(0)
@@ -26,7 +28,12 @@ class SummedMetrics(MetricSet):
 
     def update(self, outputs: Tensor, targets: Tensor, loss_sum: float) -> None:
         """`outputs`: [B, columns], what each record adds to the sums."""
-        rows = outputs.detach().cpu().double().numpy()
+        rows = outputs.detach().cpu().double()
+        for part in [rows] if self.gather is None else self.gather(rows):
+            self.add(part.numpy())
+
+    def add(self, rows: NDArray[np.float64]) -> None:
+        """Rows as `update` gets them; those of all processes come here in the order of the records."""
         self.sums[0] += rows.sum(0)
         self.records += len(rows)
         if self.resampling:
@@ -91,9 +98,8 @@ class PreferenceMetrics(SummedMetrics):
         super().__init__()
         self.last, self.drawn = math.nan, np.zeros((RESAMPLES, 0))  # the record that the last pair was of, and its weights
 
-    def update(self, outputs: Tensor, targets: Tensor, loss_sum: float) -> None:
-        """`outputs`: [pairs, columns + 1], in the end the number of the record that a pair is of; pairs of one record follow each other."""
-        rows = outputs.detach().cpu().double().numpy()
+    def add(self, rows: NDArray[np.float64]) -> None:
+        """`rows`: [pairs, columns + 1], in the end the number of the record that a pair is of; pairs of one record follow each other."""
         for record in dict.fromkeys(rows[:, -1].tolist()):
             of = rows[rows[:, -1] == record, :-1].sum(0)
             if record != self.last:

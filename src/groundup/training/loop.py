@@ -386,7 +386,7 @@ def _evaluate(
     if state.ema is not None:
         load_weights(state.model, state.ema)
     try:
-        metrics = evaluate(task, state.model, validation, plan.device, intervals=task.kind == "text", stop=stop)
+        metrics = evaluate(task, state.model, validation, plan.device, intervals=task.kind == "text", stop=stop, sharers=plan.ranks)
         for sample in task.samples(state.model) if metrics is not None else ():
             for watcher in watchers:
                 watcher.row({"kind": "sample", "step": state.step, **sample})

@@ -38,6 +38,16 @@ class Ranks:
             for t, part in zip(alike, flat.split([t.numel() for t in alike])):
                 t.copy_(part.view_as(t))
 
+    def gather(self, rows: Tensor) -> list[Tensor]:
+        """Each rank's rows [n, columns], on the CPU; n may differ."""
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        dist.all_gather(sizes, torch.tensor([len(rows)]))
+        padded = rows.new_zeros(max(int(n) for n in sizes), rows.shape[1])
+        padded[: len(rows)] = rows
+        found = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(found, padded)
+        return [part[: int(n)] for part, n in zip(found, sizes)]
+
     def agree(self, value: Any) -> Any:
         """Rank 0's value (of JSON kinds), on every rank."""
         if self.world == 1:
