@@ -574,7 +574,7 @@ static int64_t cut_of(const Layer *l, Part part, int64_t at) {
     return whole_sequences(l, part) ? tokens * at / part.threads : least(blocks * at / part.threads * BLOCK, tokens);
 }
 
-/* All threads call it; each does its part, and begins to work on the next layer's tokens when it has done its own here. */
+/* All threads call it, and each does its part. */
 static void layer(const Layer *l, const float *x, float *keep, float *y, float *scratch, Part part) {
     Kept kept = kept_in(l, keep);
     int64_t w = l->width, q = queries_of(l), kv = keys_of(l), all = qkv_of(l), hidden = l->hidden;
