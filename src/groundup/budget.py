@@ -85,7 +85,7 @@ def choose(recipe: Recipe, budget: str) -> Choice:
     if distance > 10 and tokens < there:
         why += ", far too few for it: expect little"
         why_zh += "，远远不够：不要期望太高"
-    overrides = {"model.size": size, "train.tokens": int(tokens), "train.batch_size": batch, "optim.lr": "auto"}
+    overrides = {"model.size": size, "train.steps": None, "train.epochs": None, "train.tokens": int(tokens), "train.batch_size": batch, "optim.lr": "auto"}
     overrides |= {f"model.{k}": None for k in ("layers", "width", "heads", "kv_heads", "hidden") if k in recipe.model.arguments}
     return Choice(
         overrides,

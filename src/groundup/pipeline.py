@@ -444,6 +444,15 @@ def _close(watchers: list[loop.Watcher]) -> None:
 
 def _within(budget: str, recipe: Any, overrides: Overrides) -> tuple[Choice, dict[str, Any]]:
     """What a training time allows, told, and the overrides with it."""
+    if given := sorted({"train.steps", "train.tokens", "train.epochs"} & overrides.keys()):
+        raise RecipeError(
+            "--budget {budget} picks the length of the training, and {given} gives another one",
+            "--budget {budget} 会决定训练长度，而 {given} 又给出了一个长度",
+            budget=budget,
+            given=", ".join(given),
+            fix="leave one of both out",
+            fix_zh="两者只留一个",
+        )
     chosen = for_budget(load(recipe, overrides), budget)
     console.line(say("budget: {en}", "预算：{zh}", en=chosen.reason, zh=chosen.reason_zh))
     return chosen, {**overrides, **chosen.overrides}

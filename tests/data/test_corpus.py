@@ -219,6 +219,10 @@ def test_mixtures_keep_the_shares_of_bytes(made, write):
     of_a = np.array([c.describe(i).startswith("a.") for i in range(len(c))])
     assert of_a.sum() == 100 and abs(sizes[of_a].sum() / sizes.sum() - 0.75) < 0.01
     assert len(set(everything(c))) == len(c) and c.name == "a+b"
+    long = write("long.jsonl", lines({"text": sentence(7, 40000)}, *({"text": sentence(2000 + i, 50)} for i in range(300))))
+    c = made([{"source": str(long), "weight": 1}, {"source": str(a), "weight": 1}], **ALL)  # what does not fit does not shut out what does
+    of_a = np.array([c.describe(i).startswith("a.") for i in range(len(c))])
+    assert of_a.sum() == 100 and abs(np.diff(c.offsets)[of_a].sum() / np.diff(c.offsets).sum() - 0.5) < 0.02
     c = made([{"source": str(a), "weight": None}, {"source": f"{b}#7", "weight": None}], **ALL)
     assert len(c) == 107
     with pytest.raises(DataError, match="a text has none"):

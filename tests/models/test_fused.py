@@ -120,6 +120,13 @@ def test_a_head_and_its_loss(rows, width, vocabulary, z, frozen, monkeypatch):
         torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-4)
 
 
+def test_a_batch_without_targets_has_no_gradient():
+    hidden, weight = torch.randn(8, 64, requires_grad=True), torch.randn(100, 64, requires_grad=True)
+    loss = token_loss(hidden, weight, torch.full((8,), -100))
+    loss.backward()
+    assert float(loss.detach()) == 0 and not hidden.grad.any() and not weight.grad.any()
+
+
 def test_what_is_far_apart_and_what_is_no_number():
     logits = torch.tensor(
         [[1000.0, -1000.0, 0.0], [-1e30, -1e30, -1e30], [0.0, -math.inf, 1.0], [math.nan, 0.0, 1.0], [math.inf, 0.0, 1.0]]

@@ -230,6 +230,8 @@ def test_a_budget_picks_a_size_and_says_why(corpus):
 
     recipe = load("gpt-stdlib", {"data.source": str(corpus)})
     chosen = choose(recipe, "30s")
+    with pytest.raises(RecipeError, match=r"--budget 30s .* train.steps"):
+        gu.train(recipe, {"train.steps": 5}, budget="30s")
     assert chosen.overrides["model.size"] == "1M" and "more than 4 times" in chosen.reason and "遍" in chosen.reason_zh
     with pytest.raises(RecipeError, match="not a duration"):
         choose(recipe, "soon")

@@ -40,7 +40,7 @@ from groundup.data.records import encoding_of, read_item
 
 __all__ = ["Corpus", "is_text", "prepare_corpus"]
 
-FORMAT = 2  # part of every key: raise it when the same source and settings give another corpus
+FORMAT = 3  # part of every key: raise it when the same source and settings give another corpus
 COMMIT_EVERY = 3.0  # seconds of work that an interruption can cost
 BATCH = (2000, 2**19)  # records, characters that are cleaned at once
 SIMILAR = 0.8  # copies that are kept are told by this similarity
@@ -564,10 +564,9 @@ class _SecondPass:
         for part, of, weight in zip(self.parts, index, weights):
             size = self.sizes[of]
             if weight is not None:
-                over = np.cumsum(size) - size / 2 > total * weight
-                over[:1] = False
-                self.label[of[over]] = 0
-                size = size[~over]
+                fits = _fitting(size, total * weight)
+                self.label[of[~fits]] = 0
+                size = size[fits]
                 if not 0.9 < (share := float(size.sum()) / (total * weight)) < 1.1:
                     missed.append(f"{part.name} {share:.1f}")
             taken.append(f"{part.name} {files.human_bytes(float(size.sum()))} / {len(size)}")
@@ -714,6 +713,20 @@ class _SecondPass:
             self.label[rest[taken[of]]] = SPLITS.index(name) + 1
             units = units[~taken[units]]
 
+
+
+def _fitting(sizes: NDArray[np.int64], room: float) -> NDArray[np.bool_]:
+    """Which documents to take, in their order: those that at least half fit into what is left of `room` bytes. Where none does, the shortest one."""
+    fits = np.zeros(len(sizes), dtype=bool)
+    for k, size in enumerate(sizes.tolist()):
+        if size / 2 <= room:
+            fits[k] = True
+            room -= size
+        if room <= 0:
+            break
+    if len(sizes) and not fits.any():
+        fits[int(sizes.argmin())] = True
+    return fits
 
 
 # -- the final files -----------------------------------------------------------------------------------------------------------

@@ -392,7 +392,7 @@ def open_tokenizer(where: str) -> Tokenizer:
             "no tokenizer can be read from '{where}': {why}",
             "无法从 '{where}' 读取分词器：{why}",
             where=where,
-            why=str(error).splitlines()[0][:200] if str(error) else type(error).__name__,
+            why=" ".join(str(error).split())[:200] or type(error).__name__,
             fix="--set task.tokenizer=bpe   trains one on the text",
             fix_zh="--set task.tokenizer=bpe   可在文本上训练一个",
         ) from error

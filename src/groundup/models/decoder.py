@@ -245,6 +245,14 @@ class Decoder(LanguageModel):
                 kv=kv_heads,
                 fix="--set model.heads=4 --set model.kv_heads=4",
             )
+        if not (norm_eps > 0 and rope_theta > 0):
+            raise ModelError(
+                "model.norm_eps = {eps} and model.rope_theta = {theta}: both must be above 0",
+                "model.norm_eps = {eps}，model.rope_theta = {theta}：两者都应大于 0",
+                eps=norm_eps,
+                theta=rope_theta,
+                fix="--set model.norm_eps=1e-6 --set model.rope_theta=10000",
+            )
         if window is not None and window < 1:
             raise ModelError("model.window = {n}: at least 1", "model.window = {n}：至少为 1", n=window, fix="--set model.window=256")
         if experts and not 0 < experts_per_token <= experts:

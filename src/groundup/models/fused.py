@@ -312,7 +312,7 @@ TABLE = 2**18  # numbers of the largest head whose products are quicker here tha
 
 def token_loss_takes(hidden: Tensor, weight: Tensor) -> bool:
     """Whether `token_loss` can work on these, and is quicker than its parts."""
-    return weight.numel() <= TABLE and weight.shape[1] % WIDTH == 0 and takes(hidden, weight)
+    return len(hidden) > 0 and weight.numel() <= TABLE and weight.shape[1] % WIDTH == 0 and takes(hidden, weight)
 
 
 def token_loss(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, for_weight: bool) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -238,7 +238,7 @@ def train(
                 improved = _judge(state, plan, metrics, watchers)
         done = last or state.stopped_early
         if (keeper.due(state, done, improved) or stop()) and state.step > 0 and state.step != keeper.saved_at:
-            _raise_if_bad(state, batches, recent, keeper.run)
+            _raise_if_bad(state, batches, recent, keeper)
             keeper.save(state, watchers)
         if done:
             return state
@@ -250,7 +250,7 @@ def train(
         report = step(state, batches, task, plan)
         recent.append(report.step)
         if plan.device.type == "cpu" or report.step % plan.log_every == 0:  # on the CPU reading costs nothing
-            _raise_if_bad(state, batches, recent, keeper.run)
+            _raise_if_bad(state, batches, recent, keeper)
         for watcher in watchers:
             watcher.after_step(state, report)
         if report.step % plan.log_every == 0 or report.step == state.total:
@@ -260,7 +260,8 @@ def train(
 def step(state: TrainState, batches: Batches, task: Task, plan: Plan) -> Report:
     """One optimizer step: all its micro-batches, one update.
 
-    The gradient is that of (sum of all losses) / (count of all supervised items of the step), however it is cut into micro-batches.
+    The gradient is that of (sum of all losses) / (count of all supervised items of the step), however it is cut into micro-batches; only the loss that
+    balances experts is of each micro-batch by itself.
     """
     model = state.model
     lr = set_learning_rate(state.optimizers, factor(plan.schedule, state.step, state.total))
@@ -310,7 +311,8 @@ def step(state: TrainState, batches: Batches, task: Task, plan: Plan) -> Report:
 
 
 def _adjust(model: nn.Module, trained: list[nn.Parameter], assumed: int, count: int | Tensor, most: float | None) -> Tensor:
-    """Gradients per item instead of per `assumed` items, shortened to the norm `most`; returns the norm before that."""
+    """Gradients per item instead of per `assumed` items, shortened to the norm `most`; returns the norm before that. Without items they are zero."""
+    count = count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
     parameters = [p for p in trained if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
     # Language models have use for the kernels anyway: for others they would be compiled for this alone.
@@ -445,12 +447,12 @@ def _log(state: TrainState, plan: Plan, report: Report, watchers: Sequence[Watch
         watcher.row(row)
 
 
-def _raise_if_bad(state: TrainState, batches: Batches, recent: deque[int], run: RunFolder) -> None:
+def _raise_if_bad(state: TrainState, batches: Batches, recent: deque[int], keeper: Keeper) -> None:
     """Stops at a non-finite loss or gradient. The update was not made; the batch is named."""
     bad = int(state.first_bad)
     if bad < 0:
         return
-    records, culprits = batches.records(bad - 1), batches.unusable(bad - 1)
+    run, records, culprits = keeper.run, batches.records(bad - 1), batches.unusable(bad - 1)
     report = run.path / f"nonfinite-{bad:06d}.json"
     facts = {
         "step": bad,
@@ -467,14 +469,15 @@ def _raise_if_bad(state: TrainState, batches: Batches, recent: deque[int], run: 
     overflow = state.scaler is not None
     named = culprits or records
     raise TrainError(
-        "the loss or its gradient is not finite at step {step}; the weights are those of step {before}, {last}. "
+        "the loss or its gradient is not finite at step {step}, whose update was not made; {last}; {kept}. "
         + ("Records with NaN or infinite values: " if culprits else "The batch: ")
         + "{named}",
-        "第 {step} 步的损失或梯度不是有限值；权重保持在第 {before} 步，{last_zh}。"
+        "第 {step} 步的损失或梯度不是有限值，这一步没有更新权重；{last_zh}；{kept_zh}。"
         + ("含 NaN 或无穷大的记录：" if culprits else "该批次：")
         + "{named}",
         step=bad,
-        before=bad - 1,
+        kept=f"the last checkpoint is of step {keeper.saved_at}" if keeper.saved_at > 0 else "there is no checkpoint yet",
+        kept_zh=f"最近的检查点是第 {keeper.saved_at} 步" if keeper.saved_at > 0 else "还没有检查点",
         last=f"{OVERFLOWS} fp16 updates in a row overflowed" if overflow else f"all of the batch is in {report}",
         last_zh=f"连续 {OVERFLOWS} 次 fp16 更新溢出" if overflow else f"整个批次见 {report}",
         named=", ".join(named[:5]) + (", ..." if len(named) > 5 else ""),
