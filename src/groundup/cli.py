@@ -913,7 +913,7 @@ def generate(
         )
         given = prompts or ["-"]
         if "-" in given:  # standard input, where something stands in it
-            piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read().removesuffix("\n")
+            piped = "" if sys.stdin is None or sys.stdin.isatty() else talking.piped(sys.stdin.read).removesuffix("\n")
             given = [piped if p == "-" else p for p in given]
         talking.generate(model, given, how, as_json=json, trust_code=trust_code)
 
@@ -1060,8 +1060,8 @@ def _verb_first(arguments: list[str]) -> list[str]:
         early += 2 if arguments[early] == "--lang" else 1
     verb = arguments[early:] or ["--help"]
     words = 2 if verb[0] in ("data", "runs", "env") else 1
-    if any(word.startswith("-") for word in verb[:words]) or len(verb) < words:
-        return verb  # only a help
+    if any(word.startswith("-") for word in verb[:words]) or len(verb) < words:  # only a help, which has no options but itself
+        return [w for i, w in enumerate(verb) if not w.startswith("--lang") and (i == 0 or verb[i - 1] != "--lang")]
     return verb[:words] + arguments[:early] + verb[words:]  # at the end, an option without its value would take them for it
 
 
@@ -1123,7 +1123,10 @@ def _failed(error: BaseException, as_json: bool, show_traceback: bool) -> int:
     from groundup.core.errors import GroundupError, UserError
 
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
-        told: GroundupError = GroundupError("stopped by Ctrl-C; nothing was left half-done", "被 Ctrl-C 停止；没有留下半成品")
+        told: GroundupError = GroundupError(
+            "stopped by Ctrl-C; what was finished is kept (a training goes on with: groundup train --resume --out RUN)",
+            "被 Ctrl-C 停止；已完成的部分已保留（训练可用 groundup train --resume --out RUN 继续）",
+        )
         told.exit_status = 130
     elif isinstance(error, GroundupError):
         told = error

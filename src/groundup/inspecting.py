@@ -7,7 +7,7 @@ from typing import Any
 
 from groundup.core import console, files, units
 from groundup.core.errors import DataError, RunError
-from groundup.core.messages import language, say, split_name
+from groundup.core.messages import language, say, split_name, typed
 from groundup.core.recipe import Recipe, build, differences, load, override, shipped
 from groundup.core.registry import MODELS, TASKS
 from groundup.core.run import RunFolder, find_runs, read_rows, resolve_run, yaml_block
@@ -711,7 +711,7 @@ def print_run_details(facts: dict[str, Any]) -> None:
     for event in facts["events"]:
         console.line(f"  {event['event']}: " + ", ".join(f"{k} {v}" for k, v in event.items() if k not in ("event", "time")))
     if facts["state"] == "unfinished":
-        console.command(f"groundup train --resume --out {facts['path']}")
+        console.command(f"groundup train --resume --out {typed(facts['path'])}")
 
 
 def runs_compare(texts: list[str]) -> dict[str, Any]:

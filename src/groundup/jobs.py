@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
-import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -84,8 +83,7 @@ def open_run(
                     "{out} is not a run folder, and no recipe was given to start one",
                     "{out} 不是运行目录，也没有给出用于新训练的 recipe",
                     out=out,
-                    quoted=shlex.quote(str(out)),
-                    fix="groundup train RECIPE --resume --out {quoted}",
+                    fix="groundup train RECIPE --resume --out {out}",
                 )
             raise RecipeError("no recipe was given", "没有给出 recipe", fix="groundup recipes")
         resolved = _absolute(load(recipe, overrides))
@@ -604,11 +602,12 @@ def _machine() -> str:
 
 
 def _check_context(task: Task, model: nn.Module) -> None:
-    if isinstance(model, LanguageModel) and task.tokens_per_sample > model.context:
+    wanted = getattr(task, "context", task.tokens_per_sample)  # conversations are of any length up to it
+    if isinstance(model, LanguageModel) and wanted > model.context:
         raise RecipeError(
             "task.context = {wanted}: the model that training starts from was made for {context} tokens",
             "task.context = {wanted}：起始模型只支持 {context} 个词元",
-            wanted=task.tokens_per_sample,
+            wanted=wanted,
             context=model.context,
             fix="--set task.context={context}",
         )

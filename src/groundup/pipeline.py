@@ -32,7 +32,7 @@ from groundup.checking.selftests import self_tests
 from groundup.checking.subject import from_objects
 from groundup.core import console, device, files, units
 from groundup.core.errors import DataError, GateError, GroundupError, ModelError, RecipeError, TrainError, did_you_mean
-from groundup.core.messages import say
+from groundup.core.messages import say, typed
 from groundup.core.recipe import Columns, Data, Picture, Recipe, Split, build, load, override, shipped
 from groundup.core.registry import METHODS, TASKS
 from groundup.core.run import RunFolder, resolve_run
@@ -630,8 +630,8 @@ def _save_model(job: Job, weights: dict[str, Any], facts: dict[str, Any], readme
         model=run.model,
         cause=cause,
         rescue=rescue,
-        last=f"step {steps[-1]}" if steps else "none",
-        fix=f"free at least {files.human_bytes(_model_bytes(job.state.model))}, then: groundup train --resume --out {run.path}",
+        last=f"step {steps[-1]}" if steps else say("none", "无"),
+        fix=f"free at least {files.human_bytes(_model_bytes(job.state.model))}, then: groundup train --resume --out {typed(run.path)}",
         fix_zh=f"腾出至少 {files.human_bytes(_model_bytes(job.state.model))}，然后：groundup train --resume --out {run.path}",
     )
 
@@ -692,7 +692,8 @@ def tuning_recipe(
     if base.task.kind == "text":
         small, adapts = count_parameters(base.model)[0] < 50_000_000, method in ("lora", "peft")
         rate, epochs = (2e-3 if small else 2e-4) if adapts else (5e-4 if small else 2e-5), 3
-        if (task := task_for(data)) is not None:
+        named_answer = (overrides or {}).get("data.columns.target") is not None and "task" not in {k.partition(".")[0] for k in overrides or {}}
+        if (task := task_for(data) or ("instruction-tuning" if named_answer else None)) is not None:
             own = base.card["task"]["arguments"] if base.card["task"]["name"] == task else {}
             tree["task"] = {"name": task, **own}
             if task == "preference-tuning":  # gentle: far from the reference its likelihoods mean nothing
@@ -937,6 +938,14 @@ def predict(
     """Answers to raw inputs: paths of pictures, folders of pictures, rows of numbers ('5.1,3.5,1.4,0.2'), or CSV files of rows."""
     loaded = model if isinstance(model, modelfolder.Loaded) else modelfolder.load(model, trust_code=trust_code)
     _can_answer(loaded)
+    if isinstance(loaded.model, LanguageModel):
+        raise ModelError(
+            "{model} is a language model: it writes text",
+            "{model} 是语言模型：它生成文本",
+            model=loaded.path,
+            fix="groundup generate {model} PROMPT",
+            fix_zh="groundup generate {model} 提示词",
+        )
     loaded.look_through(views)
     return [{"input": label, **loaded.predict(raw)} for item in inputs for label, raw in _expand(item, loaded.task)]
 

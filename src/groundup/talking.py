@@ -5,14 +5,29 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from groundup import pipeline
 from groundup.core import console
-from groundup.core.errors import ModelError
-from groundup.core.messages import say
+from groundup.core.errors import DataError, ModelError
+from groundup.core.messages import say, typed
 from groundup.models.generation import Sampling, TextStream, check_prompts, write
+
+
+def piped(read: Callable[[], str]) -> str:
+    """What comes from standard input. Raises DataError where it is not in its encoding."""
+    try:
+        text = read()
+        text.encode()  # what Python makes of bytes that it cannot read has no encoding either
+        return text
+    except UnicodeError:
+        raise DataError(
+            "standard input is not {encoding}",
+            "标准输入不是 {encoding} 编码",
+            encoding=(sys.stdin.encoding or "utf-8").upper(),
+            fix="iconv -f GB18030 -t UTF-8 FILE | groundup generate MODEL -",
+        ) from None
 
 
 def generate(model: str, prompts: Sequence[str], how: Sampling, *, as_json: bool = False, trust_code: bool = False) -> None:
@@ -65,7 +80,7 @@ def chat(model: str, how: Sampling, *, system: str | None = None, as_json: bool 
             say(
                 "! this model was trained to go on with text, not to answer: groundup tune {model} --data EXAMPLES teaches it",
                 "! 这个模型只学过续写文本，没有学过对话：可用 groundup tune {model} --data 样本 来训练",
-                model=model,
+                model=typed(model),
             ),
             style="yellow",
         )
@@ -74,7 +89,7 @@ def chat(model: str, how: Sampling, *, system: str | None = None, as_json: bool 
     while True:
         if sys.stdin.isatty() and not as_json:
             _show("> ")
-        line = sys.stdin.readline()
+        line = piped(sys.stdin.readline)
         if not line or line.strip() == "/quit":
             return
         if line.strip() == "/reset":

@@ -433,6 +433,11 @@ def test_copies_are_removed(made, write):
     assert sorted(positions.tolist()) == list(range(30))
 
 
+def test_one_long_document_sends_no_others_to_one_side(made, write):
+    c = made(write("a.jsonl", lines({"text": sentence(0, 30000)}, *({"text": sentence(i, 20)} for i in range(1, 101)))), split={"validation": 0.1})
+    assert 5 <= len(c.splits["validation"]) <= 20 and len(c.splits["train"]) >= 81
+
+
 @pytest.mark.parametrize("by", ["document", "contiguous"])
 def test_copies_that_are_kept_stand_on_one_side(made, write, by):
     texts = copies()

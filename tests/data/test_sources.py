@@ -188,7 +188,7 @@ def test_user_mistakes(user, prepared, name, told):
 def test_a_python_file_without_a_name(user, prepared):
     with pytest.raises(DataError) as caught:
         prepared(user("pair").rpartition(":")[0])
-    assert caught.value.fix.endswith(".py:NAME for a function or class in it")
+    assert caught.value.fix.endswith(":NAME for a function or class in it") and "我的 代码.py" in caught.value.fix
 
 
 # -- hub -----------------------------------------------------------------------------------------------------------------------------

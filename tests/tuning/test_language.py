@@ -10,8 +10,10 @@ import torch
 import groundup as gu
 from groundup import modelfolder, pipeline
 from groundup.core.errors import DataError, ModelError, RecipeError
+from groundup.core.recipe import load
 from groundup.data import conversations
 from groundup.data.chat_tokens import IGNORED, parse, render, template_for, tokenize_conversations
+from groundup.data.corpus import prepare_corpus
 from groundup.data.tokenizers import TEMPLATES, train_bpe
 from groundup.models import adapters, lora
 from groundup.models.base import build_model
@@ -119,6 +121,25 @@ def test_serving_renders_what_training_saw_and_only_answers_are_trained(name):
         template_for(made, "nonsense")
 
 
+def test_examples_that_share_most_of_their_words_are_no_copies_and_are_split_by_their_number(base, tmp_path):
+    turns = [{"role": "system", "content": "You are a helpful assistant who answers in one word and never in two. " * 8}]
+    rows = [{"messages": [*turns, {"role": "user", "content": f"question {i}"}, {"role": "assistant", "content": f"{i}"}]} for i in range(60)]
+    rows[7]["messages"][1]["content"] += " word" * 20000
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*rows, rows[0]])))
+    recipe = pipeline.tuning_recipe(base, str(path), "lora", {"evaluate.general": "none"})
+    for config in (recipe, load(recipe), load(load(recipe).model_dump(mode="json"))):
+        corpus = prepare_corpus(instruction_tuning.InstructionTuning.reads(config.data))
+        assert len(corpus) == 60 and 4 <= len(corpus.splits["validation"]) <= 8
+
+
+def test_an_answer_in_a_named_column_makes_examples(base, tmp_path):
+    (tmp_path / "data.csv").write_text("frage,antwort\n" + "".join(f"was ist {i},das ist {i}\n" for i in range(30)))
+    recipe = pipeline.tuning_recipe(base, str(tmp_path / "data.csv"), "lora", {"data.text.column": "frage", "data.columns.target": "antwort"})
+    assert recipe.task.name == "instruction-tuning"
+    assert '"das ist ' in prepare_corpus(instruction_tuning.InstructionTuning.reads(recipe.data)).text(0)
+
+
 def test_a_template_that_rewrites_turns_is_refused():
     made = tokenizer()
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -164,6 +185,9 @@ def test_what_is_cut_or_empty_is_counted_and_nothing_at_all_is_an_error():
     with pytest.raises(DataError, match="nothing to learn from: 1 hold"):
         stream([long], context=30, key="none")
     assert parse("no json") == {"text": "no json"}
+    turns = [t for i in range(40) for t in ({"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": f"answer {i}"})]
+    whole, reached = (render(tokenizer(), TEMPLATES["chatml"], {"messages": turns}, context=n) for n in (None, 100))
+    assert np.array_equal(whole.trained[:101], reached.trained[:101]) and 0 < len(reached.spans) < len(whole.spans) == 40
 
 
 @pytest.mark.parametrize(
@@ -197,8 +221,13 @@ def test_adapters_change_nothing_at_first_and_are_merged_exactly(options):
     torch.testing.assert_close(model(x), changed, atol=1e-4, rtol=1e-4)
     lora.unmerge(model, there)
     assert torch.equal(model(x), changed)
+    for name, value in {"targets": ["q_proj", "k_proj"], "alpha": 7.0, "rs": True, "dora": True, "rank": 3}.items():
+        if value != options.get(name):
+            with pytest.raises(RecipeError, match=rf"method\.{name} = .*goes on with has"):
+                method(model, **{name: value})
+    method(model)
     with pytest.raises(RecipeError, match="matches no linear layer"):
-        method(model, targets=["qqq"])
+        method(build_model("decoder", {"layers": 1, "width": 32, "heads": 2}, (64,), 300), targets=["qqq"])
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from groundup.core.messages import fill, say
+from groundup.core.messages import fill, say, typed
 
 KINDS_ZH = {
     "GroundupError": "错误",
@@ -48,6 +49,7 @@ class GroundupError(Exception):
 
     def __init__(self, en: str, zh: str, /, *, fix: str | None = None, fix_zh: str | None = None, **values: Any) -> None:
         self.en, self.zh, self.values = fill(en, values), fill(zh, values), values
+        values = {k: typed(v) if isinstance(v, Path) else v for k, v in values.items()}  # a fix is to be typed
         self.fix_en = fill(fix, values) if fix else None
         self.fix_zh = fill(fix_zh, values) if fix_zh else self.fix_en
         super().__init__(self.en + (f"\n  Fix: {self.fix_en}" if self.fix_en else ""))

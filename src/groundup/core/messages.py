@@ -7,6 +7,8 @@ else the locale. There is no catalogue to keep in step, and a missing translatio
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from typing import Any
 
 LANGUAGES = ("en", "zh")
@@ -33,6 +35,14 @@ def language() -> str:
 def split_name(split: str) -> str:
     """A split as it is called in the user's language."""
     return SPLITS_ZH.get(split, split) if language() == "zh" else split
+
+
+def typed(path: object) -> str:
+    """A path as a command line takes it, in one of Windows too."""
+    text = str(path)
+    if not re.search(r"[^\w@%+=:,./\\~-]", text):
+        return text
+    return shlex.quote(text) if os.name != "nt" and re.search(r'["$`\\!]', text) else f'"{text}"'
 
 
 def fill(template: str, values: dict[str, Any]) -> str:

@@ -154,7 +154,8 @@ class Text(Section):
     document: what one document is: a whole file, a line, or a paragraph (between blank lines); records of JSON lines and tables always are one
     each, and `conversation` reads them as examples of questions and answers (instruction tuning asks for it by itself). column: the field of records that holds the text. normalize: the Unicode form. languages: only these (ISO 639-1), as far as a document
     shows what it is. repetition: greatest share of characters in repeated lines and phrases. near_duplicates: the Jaccard similarity of 5-word (in
-    scripts without spaces: 5-character) shingles from which a document counts as a copy; null keeps copies, always on one side of the split.
+    scripts without spaces: 5-character) shingles from which a document counts as a copy, 'auto' for 0.8 and for examples, which resemble each other by
+    nature, 1; null keeps copies, always on one side of the split.
     """
 
     column: str | None = None
@@ -165,7 +166,7 @@ class Text(Section):
     min_chars: Annotated[Int, Field(ge=1)] = 1
     max_chars: Positive | None = None
     repetition: Annotated[Float, Field(gt=0, le=1)] | None = None
-    near_duplicates: Annotated[Float, Field(gt=0, le=1)] | None = 0.8
+    near_duplicates: Annotated[Float, Field(gt=0, le=1)] | Auto | None = "auto"
 
 
 class Data(Section):

@@ -25,7 +25,7 @@ from groundup.data.conversations import is_learned
 from groundup.data.tokenizers import TEMPLATES, Tokenizer
 from groundup.data.tokens import IGNORED
 
-FORMAT = 2  # of the files of a stream: raise it when they change
+FORMAT = 3  # of the files of a stream: raise it when they change
 
 
 @dataclass
@@ -77,13 +77,20 @@ def parse(document: str) -> dict[str, Any]:
 
 
 def render(
-    tokenizer: Tokenizer, template: str, conversation: dict[str, Any], train_on: str = "assistant", *, only_last: bool = False
+    tokenizer: Tokenizer,
+    template: str,
+    conversation: dict[str, Any],
+    train_on: str = "assistant",
+    *,
+    only_last: bool = False,
+    context: int | None = None,
 ) -> Rendered:
     """A conversation as the model sees it.
 
     Args:
         train_on: 'assistant' (its turns and their ends) or 'all'.
         only_last: only the last turn is trained.
+        context: answers that begin behind so many tokens are not looked for.
 
     Raises:
         ModelError: the template refuses it, or rewrites earlier turns so that no answer can be told apart.
@@ -100,6 +107,11 @@ def render(
         return tokenizer.render(messages[:count], prompt=prompt, tools=tools, template=template)
 
     text = through(len(messages), False)
+    encoded = tokenizer.encode_with_offsets(text)
+    starts = np.array([s for s, _ in encoded.offsets], dtype=np.int64)
+    ends = np.array([e for _, e in encoded.offsets], dtype=np.int64)
+    reach = int(starts[context]) if context is not None and len(starts) > context else len(text)
+    beyond = False
     spans: list[tuple[int, int]] = []
     if train_on == "all":
         spans = [(0, len(text))]
@@ -108,21 +120,21 @@ def render(
             if not is_learned(message) or (only_last and i + 1 < len(messages)):
                 continue
             before = through(i, True)
+            if len(before) > reach and text.startswith(before):
+                beyond = True
+                break
             if not text.startswith(before) and text.startswith(earlier := through(i, False)):
                 same = next((k for k, (a, b) in enumerate(zip(before, text)) if a != b), min(len(before), len(text)))
                 before = before[: max(same, len(earlier))]  # an answer that thinks, where the prompt would begin one that does not
             after = text if i + 1 == len(messages) else through(i + 1, False)
             if text.startswith(before) and text.startswith(after) and len(after) > len(before):
                 spans.append((len(before), len(before) + len(after[len(before) :].rstrip("\n"))))
-        if not spans:
+        if not spans and not beyond:
             raise ModelError(
                 "the chat template writes earlier turns anew, so that what the assistant says cannot be told apart",
                 "对话模板会改写之前的轮次，无法区分助手的回答",
                 fix="--set task.template=chatml   or plain",
             )
-    encoded = tokenizer.encode_with_offsets(text)
-    starts = np.array([s for s, _ in encoded.offsets], dtype=np.int64)
-    ends = np.array([e for _, e in encoded.offsets], dtype=np.int64)
     trained = np.zeros(len(starts), dtype=bool)
     for first, last in spans:
         trained |= (starts >= first) & (ends <= last)
@@ -274,7 +286,7 @@ def _write(
             last = "answers" in conversation  # of a preference only the answers are compared
             try:
                 made = [
-                    render(tokenizer, template, c, train_on, only_last=last) for c in (versions(conversation) if last else [conversation])
+                    render(tokenizer, template, c, train_on, only_last=last, context=context + 1) for c in (versions(conversation) if last else [conversation])
                 ]
                 reason = "" if all(m.trained[1 : context + 1].any() for m in made) else NOTHING
             except ModelError:

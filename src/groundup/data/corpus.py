@@ -43,7 +43,7 @@ __all__ = ["Corpus", "is_text", "prepare_corpus"]
 FORMAT = 3  # part of every key: raise it when the same source and settings give another corpus
 COMMIT_EVERY = 3.0  # seconds of work that an interruption can cost
 BATCH = (2000, 2**19)  # records, characters that are cleaned at once
-SIMILAR = 0.8  # copies that are kept are told by this similarity
+SIMILAR = 0.8  # the similarity of copies, where none is given
 SPLITS = ("train", "validation", "test")
 WORKING = ("text.bin", "documents.bin", "signatures.bin", "rejected.jsonl")  # appended to by the first pass
 
@@ -472,7 +472,7 @@ class _SecondPass:
             clusters,
             signature,
             counted,
-            SIMILAR if threshold is None else threshold,
+            threshold if isinstance(threshold, float) else SIMILAR,
             lambda share: self.told("looking for copies", "查找重复文档", 0.9 + 0.05 * share),
         )
         return clusters
@@ -693,11 +693,12 @@ class _SecondPass:
         return inner
 
     def _by_unit(self, rest: NDArray[np.int64], shares: dict[str, float], unit: NDArray[Any]) -> None:
-        """Whole clusters and groups to each side, shuffled, by bytes."""
+        """Whole clusters and groups to each side, shuffled, by bytes; examples by their number, since what they teach is not their length."""
         of = unit[rest]
         first = np.full(self.n, np.iinfo(np.uint64).max, dtype=np.uint64)
         np.minimum.at(first, of, self.order[rest])
-        size = np.bincount(of, weights=self.sizes[rest], minlength=self.n)
+        whole = self.config.text.document in ("conversation", "preference")
+        size = np.bincount(of, weights=None if whole else self.sizes[rest], minlength=self.n).astype(np.float64)
         units = np.flatnonzero(size)
         units = units[np.argsort(first[units], kind="stable")]
         total = size.sum()
@@ -707,7 +708,8 @@ class _SecondPass:
             # A unit that is larger than the share cannot give it; the smallest one is held out where all are.
             wanted = max(shares[name] * total, size[units].min())
             fit = units[size[units] <= wanted]
-            chosen = fit[np.cumsum(size[fit]) - size[fit] / 2 <= wanted][: len(units) - 1]
+            most = max(1, min(len(units) - 1, round(2 * shares[name] * len(units))))  # a few long documents must not send all others to one side
+            chosen = fit[np.cumsum(size[fit]) - size[fit] / 2 <= wanted][:most]
             taken = np.zeros(self.n, dtype=bool)
             taken[chosen] = True
             self.label[rest[taken[of]]] = SPLITS.index(name) + 1

@@ -372,11 +372,11 @@ IDX_NAME = re.compile(r"(idx\d-ubyte|-ubyte)(\.gz)?$")
 
 
 def _pictures(names: Sequence[str]) -> bool:
-    """Whether a folder is one of pictures: a few beside many texts are illustrations."""
+    """Whether a folder is one of pictures: a few beside more texts are illustrations. (Captions and boxes are one text for each picture.)"""
     from groundup.data.image_folder import is_picture
 
     pictures = sum(is_picture(n) for n in names)
-    return pictures * 10 > sum(bool(kind_of(n)) for n in names)
+    return pictures * 2 > sum(bool(kind_of(n)) for n in names)
 
 
 def _is_texts(made: Any) -> bool:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
 
 from groundup.core import files
-from groundup.core.errors import DataError, ModelError
+from groundup.core.errors import DataError, ModelError, did_you_mean
 
 END, TURN, TURN_END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
 SPECIAL = [END, TURN, TURN_END, PAD]
@@ -361,13 +361,14 @@ def open_tokenizer(where: str) -> Tokenizer:
         DataError: nothing there that can be read.
     """
     path = Path(where.removeprefix("hub:")).expanduser()
-    if not path.exists() and not re.fullmatch(r"(hub:)?[\w.-]+(/[\w.-]+)?", where):
+    if not path.exists() and not re.fullmatch(r"hub:[\w.-]+(/[\w.-]+)?", where):
+        hint, hint_zh = did_you_mean(where, ("char", "bpe"))
         raise DataError(
-            "no tokenizer '{where}': there is no such folder or file",
-            "没有分词器 '{where}'：没有这个目录或文件",
+            "no tokenizer '{where}': there is no such folder or file." + hint,
+            "没有分词器 '{where}'：没有这个目录或文件。" + hint_zh,
             where=where,
-            fix="--set task.tokenizer=bpe   trains one on the text",
-            fix_zh="--set task.tokenizer=bpe   可在文本上训练一个",
+            fix="--set task.tokenizer=bpe   trains one on the text; hub:OWNER/NAME fetches one",
+            fix_zh="--set task.tokenizer=bpe   可在文本上训练一个；hub:所有者/名称 可从 hub 下载",
         )
     if path.is_file() and path.name.endswith(".json"):
         path = path.parent

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from groundup.core import files
@@ -269,6 +269,20 @@ def weight_files(path: Path) -> list[Path]:
     return found
 
 
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, "pt")
+    except SafetensorError as error:
+        raise ModelError(
+            "{file} is damaged or was not fetched whole ({cause})",
+            "{file} 已损坏或下载不完整（{cause}）",
+            file=file,
+            cause=str(error),
+            fix="fetch or copy it again",
+            fix_zh="重新下载或复制该文件",
+        ) from error
+
+
 def read_weights(model: nn.Module, path: Path, family: str) -> None:
     """Fills a model from the folder's files, in float32, one tensor at a time. Those of families that are not ours, transformers itself reads.
 
@@ -281,7 +295,7 @@ def read_weights(model: nn.Module, path: Path, family: str) -> None:
     own = dict(model.state_dict())
     missing = set(own)
     for file in weight_files(path):
-        with safe_open(file, "pt") as stored:
+        with _opened(file) as stored:
             for theirs in stored.keys():  # noqa: SIM118
                 name = ours(theirs, family)
                 if name not in own:

@@ -99,7 +99,7 @@ class InstructionTuning(LanguageModeling):
     def reads(config: Data) -> Data:
         """Records as conversations. Examples of one kind resemble each other by nature: only those with all words alike are copies."""
         text: dict[str, Any] = {"document": "conversation"}
-        if "near_duplicates" not in config.text.model_fields_set:
+        if config.text.near_duplicates == "auto":
             text["near_duplicates"] = 1.0
         return config.model_copy(update={"text": config.text.model_copy(update=text)})
 

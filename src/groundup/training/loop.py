@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from groundup.core import files
 from groundup.core.errors import GroundupError, Stopped, TrainError
+from groundup.core.messages import say
 from groundup.core.recipe import EarlyStopping, Schedule
 from groundup.core.run import RunFolder
 from groundup.evaluation.evaluate import evaluate
@@ -174,7 +175,7 @@ class Keeper:
             with contextlib.suppress(OSError):
                 needed = sum(t.numel() * t.element_size() for t in (*state.model.state_dict().values(), *state.tensors()[0].values()))
                 free = shutil.disk_usage(self.run.path).free
-                self.failure += f"; it needs {files.human_bytes(needed)}, {files.human_bytes(free)} are free"
+                self.failure += say("; it needs {n}, {m} are free", "；需要 {n}，剩余 {m}", n=files.human_bytes(needed), m=files.human_bytes(free))
             if state.best_step == state.step:
                 self.best_weights = {n: t.clone() for n, t in (state.ema or state.model.state_dict()).items()}
             self._tell(state, watchers, "checkpoint_failed", cause=self.failure)
@@ -503,7 +504,7 @@ def _stopped(state: TrainState, stop: StopRequest, keeper: Keeper) -> GroundupEr
             where=where,
             where_zh=where_zh,
             fix="groundup train --resume --out {folder}",
-            folder=_quoted(keeper.run),
+            folder=keeper.run.path,
         )
     return Stopped(
         "stopped by {signal} at step {step} of {total}; everything up to here is saved",
@@ -513,10 +514,5 @@ def _stopped(state: TrainState, stop: StopRequest, keeper: Keeper) -> GroundupEr
         step=state.step,
         total=state.total,
         fix="groundup train --resume --out {folder}",
-        folder=_quoted(keeper.run),
+        folder=keeper.run.path,
     )
-
-
-def _quoted(run: RunFolder) -> str:
-    text = str(run.path)
-    return f'"{text}"' if " " in text else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Literal
 
@@ -58,9 +59,6 @@ def lora(
             kind=type(model).__name__,
             fix="--method head-first",
         )
-    names = chosen(model, targets)
-    if not names:
-        raise ModelError("the model has no linear layers", "模型没有线性层", fix="--method full")
     if init == "pissa" and (bits is not None or dora or adapted(model)):
         raise RecipeError(
             "method.init = pissa changes the base's matrices: it goes with neither bits nor dora nor an adapter that is there already",
@@ -69,16 +67,25 @@ def lora(
         )
     if there := adapted(model):  # a model that came with an adapter goes on with it
         first = next(iter(there.values()))
-        if rank not in (16, first.rank):
-            raise RecipeError(
-                "method.rank = {rank}: the adapter that training goes on with has rank {own}",
-                "method.rank = {rank}：要继续训练的适配器的 rank 是 {own}",
-                rank=rank,
-                own=first.rank,
-                fix="leave it out, or merge the adapter first: groundup export MODEL --merge",
-            )
+        usual = {name: p.default for name, p in inspect.signature(lora).parameters.items()}
+        has = {"rank": first.rank, "alpha": first.alpha, "rs": first.rs, "dora": first.lora_magnitude_vector is not None, "targets": "its own"}
+        for name, given in {"rank": rank, "alpha": alpha, "rs": rs, "dora": dora, "targets": targets}.items():
+            if given not in (usual[name], has[name]):
+                raise RecipeError(
+                    "method.{name} = {given}: the adapter that training goes on with has {own}",
+                    "method.{name} = {given}：要继续训练的适配器是 {own}",
+                    name=name,
+                    given=given,
+                    own=has[name],
+                    fix="leave it out, or merge the adapter first: groundup export MODEL --merge",
+                )
         names = list(there)
+        for layer in there.values():
+            layer.dropout = dropout or layer.dropout  # its own where none is given
     else:
+        names = chosen(model, targets)
+        if not names:
+            raise ModelError("the model has no linear layers", "模型没有线性层", fix="--method full")
         attach(model, names, rank, alpha if alpha is not None else 2.0 * rank, dropout, rs, dora)
     layers = adapted(model).values()
     for layer in layers:
