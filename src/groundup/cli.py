@@ -1031,7 +1031,6 @@ def demo(
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     given = sys.argv[1:] if argv is None else argv
-    as_json, show_traceback = "--json" in given, "--traceback" in given
     try:
         _choose_language(given)
         if threading.current_thread() is threading.main_thread():
@@ -1050,7 +1049,7 @@ def main(argv: list[str] | None = None) -> int:
             call.show(result)
         return call.status(result)
     except BaseException as error:
-        return _failed(error, as_json, show_traceback)
+        return _failed(error, given)
 
 
 def _verb_first(arguments: list[str]) -> list[str]:
@@ -1118,7 +1117,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _failed(error: BaseException, as_json: bool, show_traceback: bool) -> int:
+def _failed(error: BaseException, given: list[str]) -> int:
     """Tells a person, or a program, what went wrong; gives the exit status."""
     from groundup.core.errors import GroundupError, UserError
 
@@ -1141,6 +1140,8 @@ def _failed(error: BaseException, as_json: bool, show_traceback: bool) -> int:
         context = getattr(error, "ctx", None)
         if context is not None:
             told.fix_en = told.fix_zh = f"{context.command_path} --help"
+            if context.info_name == "tune" and "--resume" in given:
+                told.fix_en = told.fix_zh = "groundup train --resume --out RUN"
     elif isinstance(error, BrokenPipeError):  # `| head` has read enough; what Python would flush on leaving has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -1157,9 +1158,9 @@ def _failed(error: BaseException, as_json: bool, show_traceback: bool) -> int:
             fix="run it again with --traceback, and report it",
             fix_zh="加 --traceback 再运行一次，并报告此问题",
         )
-    if show_traceback:
+    if "--traceback" in given:
         traceback.print_exception(error, file=sys.stderr)
-    if as_json:
+    if "--json" in given:
         _print_json(told.as_json())
     sys.stderr.write(told.localized() + "\n")
     return told.exit_status

@@ -530,6 +530,14 @@ def _changed(row: dict[str, Any]) -> str:
 
 def print_evaluation(result: dict[str, Any]) -> None:
     console.line(say("{data}, {n:,} records", "{data}，{n:,} 条记录", data=result["data"], n=result["records"]))
+    if result.get("same_data_as_training") and result["split"] in ("all", "train"):
+        console.line(
+            say(
+                "! the model was trained on these records: how it does on others is not seen here",
+                "! 模型就是在这些记录上训练的：这里看不出它在其他数据上的表现",
+            ),
+            style="yellow",
+        )
     print_scores(result)
     if result.get("per_class"):
         rows = [
@@ -752,7 +760,7 @@ def print_comparison(facts: dict[str, Any]) -> None:
     console.table(
         [say("metric", "指标"), *letters],
         [
-            [m, *(f"{number(v)}  ({interval(i)})" if i else number(v) for v, i in zip(values, facts["intervals"][m]))]
+            [m, *(f"{number(v)}  ({interval(i)})" if interval(i) else number(v) for v, i in zip(values, facts["intervals"][m]))]
             for m, values in facts["metrics"].items()
         ],
     )

@@ -79,7 +79,7 @@ def test_unknown_key_inside_a_mixture():
         ("optim.lr", True, "not true or false"),
         ("optim.name", "adamx", "'adamw'"),
         ("optim.betas", [0.9], "another value"),
-        ("optim", "sgd", "{name: ...}"),
+        ("optim", 3, "{name: ...}"),
         ("schedule.warmup", 1, "a number < 1"),
         ("data.augment.rotate", 500, "a number <= 180"),
         ("data.augment.flip", 2, "a number <= 1"),
@@ -253,3 +253,13 @@ def test_schema_is_json():
 def test_message_follows_the_language():
     set_language("zh")
     assert "未知的键 'trian'" in refused(MINIMAL, {"trian": 1}).localized()
+
+
+def test_an_optimizer_and_a_schedule_may_be_given_by_name_alone():
+    recipe = load("gpt-stdlib", {"optim": "adamw", "schedule": "wsd"})
+    before = load("gpt-stdlib")
+    assert recipe.optim == before.optim.model_copy(update={"name": "adamw"}) and recipe.schedule == before.schedule.model_copy(update={"name": "wsd"})
+    tree = before.model_dump(mode="json")
+    assert load(tree | {"optim": "sgd", "schedule": "constant"}).optim.name == "sgd"
+    with pytest.raises(RecipeError, match=r"optim\.name = .admw."):
+        load("gpt-stdlib", {"optim": "admw"})

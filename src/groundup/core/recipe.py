@@ -42,6 +42,10 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
 
+def _by_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
 class Named(BaseModel):
     """A registered thing with its own arguments: `fcnn`, or `{name: fcnn, hidden: [128]}`."""
 
@@ -51,7 +55,7 @@ class Named(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _from_string(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
+        return _by_name(value)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -209,6 +213,7 @@ class Optim(Section):
     offload: bool = False
     groups: dict[str, Annotated[Float, Field(ge=0)]] = {}
     layer_decay: Annotated[Float, Field(gt=0, le=1)] | None = None
+    _short = model_validator(mode="before")(_by_name)
 
 
 class Schedule(Section):
@@ -220,6 +225,7 @@ class Schedule(Section):
     step_every: Annotated[Float, Field(gt=0, le=1)] = 1 / 3
     gamma: Annotated[Float, Field(gt=0, le=1)] = 0.1
     decay: Annotated[Float, Field(gt=0, le=1)] = 0.2
+    _short = model_validator(mode="before")(_by_name)
 
 
 class EarlyStopping(Section):
@@ -524,6 +530,9 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
         tree = inner
     if last in ("model", "task", "method") and isinstance(value, str) and not parents:
         value = {"name": value}
+    if last in ("optim", "schedule") and isinstance(value, str) and not parents:  # the other settings stay
+        there = tree.get(last)
+        value = {**(there if isinstance(there, dict) else {}), "name": value}
     tree[last] = value
 
 
