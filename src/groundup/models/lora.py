@@ -355,6 +355,8 @@ def read_adapter(model: nn.Module, folder: Path, config: dict[str, Any]) -> None
             "{folder} 是另一个模型的适配器：这个模型没有线性层 '{name}'",
             folder=folder,
             name=unknown[0] if names else "(none)",
+            fix="it may also train tables or a tied head, which is not read here: merge it with PEFT's merge_and_unload, and take the merged folder",
+            fix_zh="它也可能训练了词表或绑定的输出层，这里不支持：先用 PEFT 的 merge_and_unload 合并，再使用合并后的文件夹",
         )
     attach(
         model,
