@@ -703,9 +703,41 @@ def runs_show(text: str) -> dict[str, Any]:
     }
 
 
+EVENTS_ZH = {
+    "started": "开始", "planned": "计划", "resumed": "恢复", "stopped": "停止", "finished": "完成", "error": "错误", "nonfinite": "非有限值",
+    "checkpoint_failed": "检查点未写入", "damaged_checkpoint": "检查点损坏", "model_not_saved": "模型未保存", "best_lost": "最佳权重丢失",
+    "worker_restart": "工作进程重启", "not_compared": "未做前后对比", "old_data_not_evaluated": "旧数据未评估",
+}  # fmt: skip
+FACTS_ZH = {
+    "steps": "步数", "step": "步", "memory": "内存", "seconds": "用时", "disk": "磁盘", "signal": "信号", "cause": "原因", "why": "原因", "type": "类型",
+    "message": "信息", "records": "记录", "checkpoint": "检查点", "reason": "原因", "attempt": "次数", "promise": "承诺", "differs": "差异", "rescued": "已改存",
+    "superseded_rows": "作废行数", "set": "数据",
+}  # fmt: skip
+
+
+def _event(event: dict[str, Any]) -> str:
+    """A line of events.jsonl, with units."""
+    zh = language() == "zh"
+
+    def shown(key: str, value: Any) -> str:
+        value = files.human_bytes(value) if key in ("memory", "disk") and value else units.human_seconds(value) if key == "seconds" else value
+        return f"{FACTS_ZH.get(key, key) if zh else key} {value}"
+
+    rest = [shown(k, v) for k, v in event.items() if k not in ("event", "time")]
+    name = event["event"]
+    return say("{name}: {rest}", "{zh}：{rest_zh}", name=name, zh=EVENTS_ZH.get(name, name), rest=", ".join(rest), rest_zh="，".join(rest))
+
+
 def print_run_details(facts: dict[str, Any]) -> None:
     console.heading(
-        f"{facts['run']}  ({say(facts['state'], {'finished': '已完成', 'unfinished': '未完成'}[facts['state']])}, {facts['steps']:,} {say('steps', '步')})"
+        say(
+            "{run}  ({state}, {n:,} steps)",
+            "{run}（{state_zh}，{n:,} 步）",
+            run=facts["run"],
+            state=facts["state"],
+            state_zh={"finished": "已完成", "unfinished": "未完成"}[facts["state"]],
+            n=facts["steps"],
+        )
     )
     if facts["command"]:
         console.command(facts["command"])
@@ -717,7 +749,7 @@ def print_run_details(facts: dict[str, Any]) -> None:
     console.line()
     console.line(say("checkpoints: {steps}", "检查点：{steps}", steps=", ".join(f"step-{s:06d}" for s in facts["checkpoints"]) or "-"))
     for event in facts["events"]:
-        console.line(f"  {event['event']}: " + ", ".join(f"{k} {v}" for k, v in event.items() if k not in ("event", "time")))
+        console.line(f"  {_event(event)}")
     if facts["state"] == "unfinished":
         console.command(f"groundup train --resume --out {typed(facts['path'])}")
 
