@@ -641,6 +641,8 @@ def print_predictions(facts: dict[str, Any]) -> None:
             console.line(f"{answer['input']}: {answer['label']}  {answer['probability']:.1%}" + (f"  ({others})" if others else ""))
         elif "labels" in answer:
             console.line(f"{answer['input']}: {', '.join(answer['labels']) or '-'}")
+        elif "next" in answer:  # of a language model: the likeliest next tokens; `generate` writes on
+            console.line(f"{answer['input']}: " + ", ".join(f"{n['token']!r} {n['probability']:.1%}" for n in answer["next"]))
         else:
             values = (
                 {"": answer["value"]}

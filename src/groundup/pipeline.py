@@ -938,14 +938,6 @@ def predict(
     """Answers to raw inputs: paths of pictures, folders of pictures, rows of numbers ('5.1,3.5,1.4,0.2'), or CSV files of rows."""
     loaded = model if isinstance(model, modelfolder.Loaded) else modelfolder.load(model, trust_code=trust_code)
     _can_answer(loaded)
-    if isinstance(loaded.model, LanguageModel):
-        raise ModelError(
-            "{model} is a language model: it writes text",
-            "{model} 是语言模型：它生成文本",
-            model=loaded.path,
-            fix="groundup generate {model} PROMPT",
-            fix_zh="groundup generate {model} 提示词",
-        )
     loaded.look_through(views)
     return [{"input": label, **loaded.predict(raw)} for item in inputs for label, raw in _expand(item, loaded.task)]
 

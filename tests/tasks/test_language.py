@@ -13,6 +13,7 @@ from groundup import jobs
 from groundup.core.errors import DataError, RecipeError
 from groundup.data.tokens import IGNORED
 from groundup.evaluation.evaluate import evaluate
+from groundup.inspecting import print_predictions
 from groundup.tasks import token_loss as module
 from groundup.tasks.token_loss import token_loss, token_scores
 
@@ -110,6 +111,8 @@ def test_the_path_from_text_to_a_folder_that_transformers_opens(corpus, tmp_path
     assert run.generate("def ", max_tokens=5) == run.generate("def ", max_tokens=5)
     answer = run.predict("def ")[0]
     assert sum(n["probability"] for n in answer["next"]) <= 1 + 1e-6
+    print_predictions({"predictions": [answer]})
+    assert f"{answer['next'][0]['token']!r} " in capsys.readouterr().out
     from groundup.pipeline import verify_run
 
     assert verify_run(run.path)["ok"]
