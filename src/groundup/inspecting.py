@@ -726,8 +726,8 @@ def _event(event: dict[str, Any]) -> str:
         return f"{FACTS_ZH.get(key, key) if zh else key} {value}"
 
     rest = [shown(k, v) for k, v in event.items() if k not in ("event", "time")]
-    name = event["event"]
-    return say("{name}: {rest}", "{zh}：{rest_zh}", name=name, zh=EVENTS_ZH.get(name, name), rest=", ".join(rest), rest_zh="，".join(rest))
+    name = EVENTS_ZH.get(event["event"], event["event"]) if zh else event["event"]
+    return say("{name}: {rest}", "{name}：{rest}", name=name, rest=say(", ", "，").join(rest))
 
 
 def print_run_details(facts: dict[str, Any]) -> None:
