@@ -12,7 +12,7 @@ from typing import Any
 from groundup import inspecting, pipeline
 from groundup.core import console, units
 from groundup.core.errors import EnvError, GateError
-from groundup.core.messages import say
+from groundup.core.messages import say, typed
 from groundup.env import verify
 
 LOW, HIGH = [0, 1, 2, 3, 4], [5, 6, 7, 8, 9]
@@ -61,7 +61,7 @@ def run(out: Path | None) -> dict[str, Any]:
     )
 
     grid = root / f"demo-digits-{stamp}.png"
-    _step(2, say("the data: 1,797 handwritten digits", "数据：1797 张手写数字"), f"groundup data show digits --grid {_q(grid)}")
+    _step(2, say("the data: 1,797 handwritten digits", "数据：1797 张手写数字"), f"groundup data show digits --grid {typed(grid)}")
     inspecting.print_data(inspecting.data_show("digits", {}, grid))
 
     base = {"data.classes": LOW, "model.dropout": 0.5, "optim.name": "muon", "train.keep": "last"}
@@ -73,14 +73,14 @@ def run(out: Path | None) -> dict[str, Any]:
     with _timed(timed, "train"):
         first = pipeline.train("digits-cnn", base, out=folder["base"])
 
-    _step(4, say("evaluate it on the test split", "在测试集上评估"), f"groundup evaluate {_q(folder['base'])}")
+    _step(4, say("evaluate it on the test split", "在测试集上评估"), f"groundup evaluate {typed(folder['base'])}")
     with _timed(timed, "evaluate"):
         inspecting.print_evaluation(pipeline.evaluate(first))
 
     _step(
         5,
         say("fine-tune it to the digits 5 to 9, from one labelled sample of each", "微调到数字 5 到 9，每个数字只有一个有标签的样本"),
-        f"groundup tune {_q(folder['base'])} --data digits --method full {_sets(FEW)} --out {_q(folder['tuned'])}",
+        f"groundup tune {typed(folder['base'])} --data digits --method full {_sets(FEW)} --out {typed(folder['tuned'])}",
     )
     with _timed(timed, "tune"):
         tuned = pipeline.tune(first, "digits", "full", FEW, out=folder["tuned"])
@@ -119,7 +119,7 @@ def run(out: Path | None) -> dict[str, Any]:
     _step(
         7,
         say("predict one picture (a {label})", "预测一张图片（一个 {label}）", label=label),
-        f"groundup predict {_q(folder['tuned'])} {_q(picture)}",
+        f"groundup predict {typed(folder['tuned'])} {typed(picture)}",
     )
     answer = pipeline.predict(tuned, picture)
     inspecting.print_predictions({"predictions": answer})
@@ -143,7 +143,7 @@ def run(out: Path | None) -> dict[str, Any]:
         right=tuple(range(1, len(shown) + 1)),
     )
     prompt = "def __init__(self"
-    _step(9, say("let it write", "让它写一段"), f"groundup generate {_q(folder['language'])} {shlex.quote(prompt)} --max-tokens 60")
+    _step(9, say("let it write", "让它写一段"), f"groundup generate {typed(folder['language'])} {shlex.quote(prompt)} --max-tokens 60")
     sample = writer.generate(prompt, max_tokens=60)[0]
     console.line(prompt + sample)
     console.line(
@@ -194,10 +194,6 @@ class _timed:
         self.into[self.name] = round(time.monotonic() - self.begin, 3)
 
 
-def _q(path: Path) -> str:
-    return shlex.quote(str(path))
-
-
 def _sets(overrides: dict[str, Any]) -> str:
     def value(v: Any) -> str:
         return v if isinstance(v, str) else json.dumps(v, separators=(",", ":"))  # JSON is YAML too
@@ -206,7 +202,7 @@ def _sets(overrides: dict[str, Any]) -> str:
 
 
 def _train(recipe: str, overrides: dict[str, Any], out: Path) -> str:
-    return f"groundup train {recipe} {_sets(overrides)} --out {_q(out)}"
+    return f"groundup train {recipe} {_sets(overrides)} --out {typed(out)}"
 
 
 def _draw(base: pipeline.Run, alone: dict[str, Any], seed: int) -> tuple[float, float]:

@@ -692,13 +692,14 @@ def tuning_recipe(
     if base.task.kind == "text":
         small, adapts = count_parameters(base.model)[0] < 50_000_000, method in ("lora", "peft")
         rate, epochs = (2e-3 if small else 2e-4) if adapts else (5e-4 if small else 2e-5), 3
-        named_answer = (overrides or {}).get("data.columns.target") is not None and "task" not in {k.partition(".")[0] for k in overrides or {}}
-        if (task := task_for(data) or ("instruction-tuning" if named_answer else None)) is not None:
+        own_task = "task" in {k.partition(".")[0] for k in overrides}
+        answers = not own_task and overrides.get("data.columns.target") is not None
+        if (task := task_for(data) or ("instruction-tuning" if answers else None)) is not None:
             own = base.card["task"]["arguments"] if base.card["task"]["name"] == task else {}
             tree["task"] = {"name": task, **own}
             if task == "preference-tuning":  # gentle: far from the reference its likelihoods mean nothing
                 rate, epochs = rate / 40, 1
-        elif "task" not in {k.partition(".")[0] for k in overrides or {}}:
+        elif not own_task:
             console.line(
                 say(
                     "read as plain text, no examples of questions and answers: the model goes on learning from text. Examples are: {formats}; {more}",
