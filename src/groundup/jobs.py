@@ -25,7 +25,7 @@ from groundup.core import console, device, files, units
 from groundup.core.errors import DataError, RecipeError, RunError, did_you_mean
 from groundup.core.messages import language, say, split_name
 from groundup.core.recipe import EXTENDABLE, RESUMABLE, Data, Named, Recipe, differences, load, shipped
-from groundup.core.registry import METHODS, TASKS
+from groundup.core.registry import METHODS, MODELS, TASKS
 from groundup.core.run import RunFolder, command_line, newest_finished, read_rows
 from groundup.data import statistics
 from groundup.data.prepare import Prepared, absolute_source, prepare
@@ -185,6 +185,7 @@ def build(
     console.line(say("run folder {path}", "运行目录 {path}", path=run.path))
     base = _open_base(recipe, run, trust_code, train_base)
     task = modelfolder.build_task(recipe.task.name, recipe.task.arguments)
+    check_settings(recipe, task, base)
     with ranks.first():
         prepared = prepare(like_base(task.reads(recipe.data), base), classification=task.classification, kind=task.kind)
         fit(task, prepared, base, recipe.keep_classes)
@@ -599,6 +600,22 @@ def _reasoned(decision: device.Decision) -> tuple[Any, str, str]:
 
 def _machine() -> str:
     return f"{platform.system()} {platform.machine()}"
+
+
+def check_settings(recipe: Recipe, task: Task, base: Loaded | None) -> None:
+    """Tells what is wrong with the model and the method whatever the data, before any of it is read: a language model is built without memory.
+
+    Raises:
+        UserError: (its subclasses) a name or a setting.
+    """
+    METHODS.build_arguments(METHODS.get(recipe.method.name), recipe.method.arguments, "method")
+    if base is not None:
+        return
+    entry = MODELS.get(recipe.model.name)
+    MODELS.build_arguments(entry, recipe.model.arguments, "model")
+    if entry.file is None and isinstance(entry.target, type) and issubclass(entry.target, LanguageModel):
+        with torch.device("meta"):
+            build_model(recipe.model.name, recipe.model.arguments, (getattr(task, "context", 1),), 1)
 
 
 def _check_context(task: Task, model: nn.Module) -> None:

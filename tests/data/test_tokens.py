@@ -1,6 +1,8 @@
 """Tokenizers give back every text; token streams lose nothing, mix nothing, and continue where they were interrupted."""
 
+import _thread
 import random
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +92,21 @@ def test_vocabularies_fit_the_text():
     assert "task.vocabulary=" in error.value.fix
     with pytest.raises(DataError, match="special tokens alone"):
         train_bpe(TEXTS, 100)
+
+
+def test_ctrl_c_does_not_wait_for_a_tokenizer():
+    end = threading.Event()
+    threading.Timer(0.3, _thread.interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt):
+        train_bpe(iter(end.wait, True), 512)
+    end.set()
+
+    def torn():
+        yield "abc"
+        raise DataError("torn", "torn")
+
+    with pytest.raises(DataError, match="torn"):
+        train_bpe(torn(), 512)
 
 
 @pytest.mark.parametrize("pattern", [WORDS, GPT2_WORDS, LLAMA3_WORDS, QWEN_WORDS], ids=["ours", "gpt2", "llama3", "qwen"])

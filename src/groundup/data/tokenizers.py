@@ -13,7 +13,8 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -305,7 +306,7 @@ def train_bpe(texts: Iterable[str], vocabulary: int, *, exact: bool = True) -> T
     )
     core.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=SPECIAL, initial_alphabet=sorted(alphabet), show_progress=False)
-    core.train_from_iterator(_limited(texts), trainer)
+    _heard(lambda: core.train_from_iterator(_limited(texts), trainer))
     if (made := core.get_vocab_size()) < vocabulary and exact:
         raise DataError(
             "the text supports a vocabulary of {made} tokens, {asked} were asked for",
@@ -342,6 +343,24 @@ def _of_documents(core: tokenizers.Tokenizer) -> Tokenizer:
     end = core.token_to_id(END)
     core.post_processor = processors.TemplateProcessing(single=f"{END} $A", pair=f"{END} $A {END} $B", special_tokens=[(END, end)])  # type: ignore[assignment]
     return Tokenizer(core, _settings({}))
+
+
+def _heard(work: Callable[[], None]) -> None:
+    """Long work outside Python, on a thread of its own: Ctrl-C is heard meanwhile, and ends the process without waiting for it."""
+    failed: list[BaseException] = []
+
+    def begin() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=begin, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)  # without a limit Windows would not hear it
+    if failed:
+        raise failed[0]
 
 
 def _limited(texts: Iterable[str]) -> Iterator[str]:

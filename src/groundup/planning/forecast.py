@@ -19,7 +19,7 @@ from groundup.core.errors import GroundupError, RecipeError
 from groundup.core.recipe import Recipe
 from groundup.core.registry import METHODS
 from groundup.data.prepare import prepare
-from groundup.jobs import fit, like_base, steps_of
+from groundup.jobs import check_settings, fit, like_base, steps_of
 from groundup.models.base import build_model, count_parameters, placed
 from groundup.models.decoder import Decoder
 from groundup.models.language import LanguageModel
@@ -168,6 +168,7 @@ def subject_of(recipe: Recipe, trust_code: bool = False) -> Subject:
     mode = fake_mode()
     base = None if recipe.init is None else modelfolder.load(recipe.init, trust_code=trust_code)
     task = modelfolder.build_task(recipe.task.name, recipe.task.arguments)
+    check_settings(recipe, task, base)
     prepared = prepare(like_base(task.reads(recipe.data), base), classification=task.classification, kind=task.kind)
     fit(task, prepared, base, recipe.keep_classes)
     if base is not None:
