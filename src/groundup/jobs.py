@@ -258,8 +258,6 @@ def build(
             for name in ("train", "validation")
             if name in prepared.splits
         }
-    if (enough := getattr(task, "enough", None)) is not None:
-        enough(encoded["train"])
     batch_size = batch_size_of(recipe, run, len(encoded["train"]))
     if batch_size < ranks.world:
         raise RecipeError(
@@ -286,6 +284,8 @@ def build(
         ranks=ranks,
     )
     total = steps_of(recipe, batches)
+    if (enough := getattr(task, "enough", None)) is not None:
+        enough(encoded["train"], total * batch_size / len(encoded["train"]))
     state = new_state(model, optimizers, total, at, ema=recipe.train.ema is not None, fp16=precision == "float16")
 
     metric_set = task.metrics()

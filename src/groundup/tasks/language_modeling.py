@@ -40,6 +40,7 @@ from groundup.tasks.base import Batch, Encoded, Loss, Task
 from groundup.tasks.token_loss import token_loss, token_scores
 
 COMPARED = 1_000_000  # characters of text on which tokenizers are compared
+PASSES = 40  # over one text, from which on more teach next to nothing (Muennighoff et al., arXiv 2305.16264, 6)
 
 
 @dataclass
@@ -140,9 +141,27 @@ class LanguageModeling(Task):
         self.context = self.tokens_per_sample = context
         self.evaluation_batch = max(1, 16384 // context)
 
-    def enough(self, encoded: Encoded) -> None:
-        """Raises RecipeError where a single window would be longer than the whole text: the step would be spent on padding."""
-        if isinstance(encoded, EncodedText) and self.context > max(4096, encoded.stream.inputs):
+    def enough(self, encoded: Encoded, passes: float) -> None:
+        """Whether there is text enough for a training that reads it `passes` times.
+
+        Raises:
+            RecipeError: a single window would be longer than the whole text: the step would be spent on padding.
+        """
+        if not isinstance(encoded, EncodedText):
+            return
+        if passes > PASSES:
+            console.line(
+                say(
+                    "! the training text has only {n:,} tokens and would be read {passes:,.0f} times; what is read more than about {most} times teaches little "
+                    "but itself: more text, or fewer steps (--set train.epochs={most})",
+                    "! 训练文本只有 {n:,} 个词元，将被读 {passes:,.0f} 遍；超过约 {most} 遍后，模型基本只是在背诵：请增加文本，或减少步数（--set train.epochs={most}）",
+                    n=encoded.stream.inputs,
+                    passes=passes,
+                    most=PASSES,
+                ),
+                style="yellow",
+            )
+        if self.context > max(4096, encoded.stream.inputs):
             raise RecipeError(
                 "task.context = {context}: the whole training text has {n:,} tokens",
                 "task.context = {context}：整个训练文本只有 {n:,} 个词元",
