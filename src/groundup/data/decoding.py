@@ -178,6 +178,14 @@ def detect(data: bytes, *, whole: bool) -> tuple[str, int] | Reason:
     if best[1]:
         return best[1], 0
     byte, at = invalid.object[invalid.start], invalid.start
+    broken = data.decode("utf-8", "replace").count("\ufffd")
+    if sum(c > "\x7f" for c in data.decode("utf-8", "ignore")) > 2 * broken:  # another encoding has hardly two valid ones for each invalid one
+        return Reason(
+            "encoding",
+            f"UTF-8 with damage: not valid at byte {at} (0x{byte:02x}), the first place of {broken:,} (iconv -c -f utf-8 -t utf-8 FILE leaves them out)",
+            f"是 UTF-8，但有 {broken:,} 处损坏，第一处在第 {at} 字节（0x{byte:02x}）（iconv -c -f utf-8 -t utf-8 文件 可去掉它们）",
+            damaged=True,
+        )
     return Reason(
         "encoding",
         f"not text in a known encoding: not UTF-8 at byte {at} (0x{byte:02x}), and neither GB18030 nor Big5 (data.text.encoding=latin-1, or another, says which it is)",
