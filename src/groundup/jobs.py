@@ -602,7 +602,7 @@ def _machine() -> str:
     return f"{platform.system()} {platform.machine()}"
 
 
-def check_settings(recipe: Recipe, task: Task, base: Loaded | None) -> None:
+def check_settings(recipe: Recipe, task: Task, base: modelfolder.Loaded | None) -> None:
     """Tells what is wrong with the model and the method whatever the data, before any of it is read: a language model is built without memory.
 
     Raises:

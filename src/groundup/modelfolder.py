@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import groundup
 from groundup.core import console, files
-from groundup.core.errors import ModelError
+from groundup.core.errors import ModelError, did_you_mean_path
 from groundup.core.messages import say
 from groundup.core.recipe import Recipe, Views
 from groundup.core.registry import MODELS, TASKS
@@ -246,10 +246,11 @@ def find(path: str | Path) -> Path:
         try:
             folder = resolve_run(path).path
         except RunError as error:
-            like_hub = re.fullmatch(r"(?!runs/)[\w.-]+/[\w.-]+", str(path))
+            hint, hint_zh = did_you_mean_path(folder)
+            like_hub = re.fullmatch(r"(?!runs/)[\w.-]+/[\w.-]+", str(path)) and "?" not in hint
             raise ModelError(
-                "no model '{path}': no such folder, and no run of that name",
-                "没有模型 '{path}'：没有这个目录，也没有这个名字的运行",
+                "no model '{path}': no such folder, and no run of that name." + hint,
+                "没有模型 '{path}'：没有这个目录，也没有这个名字的运行。" + hint_zh,
                 path=path,
                 fix="hub:{path}   fetches it from the Hugging Face hub" if like_hub else "groundup runs list",
                 fix_zh="hub:{path}   从 Hugging Face hub 下载" if like_hub else None,

@@ -131,3 +131,19 @@ def did_you_mean(name: str, known: Iterable[str]) -> tuple[str, str]:
         return "", ""
     listed = (", ".join(names[:20]) + (f", ... ({len(names)})" if len(names) > 20 else "")).replace("{", "{{").replace("}", "}}")
     return f" Known: {listed}.", f"可用的有：{listed}。"
+
+
+def did_you_mean_path(path: str | Path, known: Iterable[str] = ()) -> tuple[str, str]:
+    """As `did_you_mean` for a path that is not there: what stands near it in the last folder of it that is, or else the known names."""
+    path = Path(path).expanduser()
+    part = next((p for p in (path, *path.parents) if p.parent.is_dir()), path)
+    try:
+        there = [p.name for p in part.parent.iterdir()]
+    except OSError:
+        there = []
+    close = [str(part.parent / name) for name in nearest(part.name, there)]
+    if close or len(path.parts) == 1:
+        return did_you_mean(str(part), close if len(path.parts) > 1 else [*close, *known])
+    where = str(part.parent.resolve()).replace("{", "{{").replace("}", "}}")
+    name = part.name.replace("{", "{{").replace("}", "}}")
+    return f" There is no '{name}' in {where}.", f"{where} 里没有 '{name}'。"

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from groundup.core import files
-from groundup.core.errors import DataError, GroundupError, did_you_mean
+from groundup.core.errors import DataError, GroundupError, did_you_mean_path
 from groundup.core.recipe import Data
 from groundup.core.registry import DATASETS
 from groundup.data.cache import VERSION, cache_folder
@@ -114,7 +114,7 @@ def _open(spec: str, config: Data) -> Part:
                 for i in part.items
             ]
             return Part(path.name, _with_splits(named))
-    hint, hint_zh = did_you_mean(spec, DATASETS.names())
+    hint, hint_zh = did_you_mean_path(spec, DATASETS.names())
     raise DataError(
         "no data '{spec}': not a built-in name, and no such file or folder." + hint,
         "没有数据 '{spec}'：既不是内置名称，也不是文件或文件夹。" + hint_zh,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from groundup.core import files
-from groundup.core.errors import DataError, GroundupError, did_you_mean
+from groundup.core.errors import DataError, GroundupError, did_you_mean_path
 from groundup.core.recipe import Data
 from groundup.core.registry import DATASETS
 from groundup.data.dataset import Dataset, digests_of, from_arrays
@@ -94,7 +94,7 @@ def _open_one(spec: str, config: Data) -> Dataset:
                 fix_zh="图片请直接给出文件夹",
             )
         return _mixture([(_from_path(p, config), None) for p in tables])
-    hint, hint_zh = did_you_mean(spec, DATASETS.names())
+    hint, hint_zh = did_you_mean_path(spec, DATASETS.names())
     raise DataError(
         "no data '{spec}': not a built-in name, and no such file or folder." + hint,
         "没有数据 '{spec}'：既不是内置名称，也不是文件或文件夹。" + hint_zh,
