@@ -260,7 +260,7 @@ def print_next_steps(seconds):
         print("  " + steps.change_folder(ROOT))
     print(
         "  {0:<28}{1}".format(
-            program + " demo", say("# the whole path on real handwriting, 2 minutes", "# 用真实手写数字走完全程，约 2 分钟")
+            program + " demo", say("# the whole path on real handwriting, less than 2 minutes", "# 用真实手写数字走完全程，不到 2 分钟")
         )
     )
     print("  {0:<28}{1}".format(activate, say("# then simply: groundup --help", "# 之后直接输入：groundup --help")), flush=True)

@@ -26,8 +26,8 @@ def batch_size_of(recipe: Recipe, run: RunFolder, n: int) -> int:
     chosen = run.decide(
         "batch_size",
         n,
-        f"the training split has {n} records, fewer than train.batch_size = {wanted}",
-        f"训练集只有 {n} 条记录，少于 train.batch_size = {wanted}",
+        f"train.batch_size = {wanted} samples, and the training split has only {n}",
+        f"train.batch_size = {wanted} 个样本，而训练集只有 {n} 个",
     )
     return int(chosen)
 

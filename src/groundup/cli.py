@@ -1007,8 +1007,8 @@ def runs_verify(run: RunName, json: Json = False, lang: Lang = None, traceback: 
 # -- demo ----------------------------------------------------------------------------------------------------------------------
 @app.command(
     help=_help(
-        "The whole path on real handwriting, and a language model from zero, in some three minutes, with the command of each step.",
-        "用真实手写数字走完整条路径，再从零训练一个语言模型，约三分钟，并给出每一步的命令。",
+        "The whole path on real handwriting, and a language model from zero, in less than 2 minutes, with the command of each step.",
+        "用真实手写数字走完整条路径，再从零训练一个语言模型，不到 2 分钟，并给出每一步的命令。",
     )
 )
 def demo(

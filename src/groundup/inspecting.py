@@ -449,16 +449,13 @@ def print_findings(report: Any) -> None:
 
 
 def print_decisions(decisions: dict[str, Any]) -> None:
+    def brief(value: Any) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{k} {brief(v)}" for k, v in value.items())
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
     rows = [
-        [
-            key,
-            files.human_bytes(d["value"])
-            if key == "memory"
-            else f"{d['value']:.4f}"
-            if isinstance(d["value"], float)
-            else str(d["value"])[:40],
-            local(d, "reason"),
-        ]
+        [key.partition(".")[0], files.human_bytes(d["value"]) if key == "memory" else brief(d["value"])[:40], local(d, "reason")]
         for key, d in decisions.items()
     ]
     console.table([say("choice", "自动选择"), say("value", "取值"), say("reason", "理由")], rows)

@@ -525,7 +525,7 @@ def _new_head(model: nn.Module, task: Task, base: modelfolder.Loaded, keep_class
     if isinstance(model, LanguageModel):
         console.line(
             say(
-                "{n} tokens are new: the tables grow from {old:,} to {new:,} rows",
+                "new tokens: {n}; the tables grow from {old:,} to {new:,} rows",
                 "新增 {n} 个词元：词表从 {old:,} 行增加到 {new:,} 行",
                 n=task.num_outputs - model.vocabulary,
                 old=model.vocabulary,
