@@ -1147,7 +1147,7 @@ def _failed(error: BaseException, given: list[str]) -> int:
         return 0
     elif isinstance(error, OSError):
         told = GroundupError(
-            "{cause}{where}", "{cause}{where}", cause=error.strerror or str(error), where=f": {error.filename}" if error.filename else ""
+            "{cause}{where}", "{cause}{where}", cause=error, where=f": {error.filename}" if error.filename else ""
         )
     else:
         told = GroundupError(

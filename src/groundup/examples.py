@@ -276,7 +276,7 @@ def _whole(stack: contextlib.ExitStack, path: Path) -> IO[bytes]:
         file = open(temporary, "xb")
     except OSError as error:
         raise DataError(
-            "{path} cannot be written: {why}", "{path} 无法写入：{why}", path=path, why=error.strerror or error, fix="--fix another.jsonl"
+            "{path} cannot be written: {why}", "{path} 无法写入：{why}", path=path, why=error, fix="--fix another.jsonl"
         ) from error
 
     def close(kind: Any, error: Any, trace: Any) -> None:

@@ -95,7 +95,7 @@ def print_recipes(facts: dict[str, Any]) -> None:
         return
     console.table(
         [say("name", "名称"), say("what it does", "说明"), say("measured", "实测")],
-        [[r["name"], local(r, "summary"), r["result"]] for r in facts["recipes"]],
+        [[r["name"], local(r, "summary"), local(r, "result")] for r in facts["recipes"]],
     )
     console.command("groundup train digits-cnn")
 
@@ -160,7 +160,7 @@ def data_show(
                 "the grid cannot be written to {grid}: {cause}",
                 "无法把网格图写到 {grid}：{cause}",
                 grid=grid,
-                cause=error.strerror or error,
+                cause=error,
                 fix="name a file, as --grid grid.png",
                 fix_zh="请给出文件名，例如 --grid grid.png",
             ) from error

@@ -32,7 +32,7 @@ from groundup.checking.selftests import self_tests
 from groundup.checking.subject import from_objects
 from groundup.core import console, device, files, units
 from groundup.core.errors import DataError, GateError, GroundupError, ModelError, RecipeError, TrainError, did_you_mean
-from groundup.core.messages import say, typed
+from groundup.core.messages import cause_of, say, typed
 from groundup.core.recipe import Columns, Data, Picture, Recipe, Split, build, load, override, shipped
 from groundup.core.registry import METHODS, TASKS
 from groundup.core.run import RunFolder, resolve_run
@@ -538,7 +538,7 @@ def _finish(job: Job, begin: float, seconds: dict[str, float]) -> Run:
             say(
                 "! the model is saved, its report could not be written: {cause}",
                 "! 模型已保存，但报告未能写入：{cause}",
-                cause=error.strerror or error,
+                cause=error,
             ),
             style="yellow",
         )
@@ -613,7 +613,7 @@ def _save_model(job: Job, weights: dict[str, Any], facts: dict[str, Any], readme
         modelfolder.save(run.model, **arguments)
         return
     except OSError as error:
-        cause = error.strerror or str(error)
+        cause = error
     rescue: Path | None = Path(tempfile.gettempdir()) / f"groundup-rescued-{run.path.name}"
     try:
         assert rescue is not None
@@ -621,7 +621,7 @@ def _save_model(job: Job, weights: dict[str, Any], facts: dict[str, Any], readme
     except OSError:
         rescue = None
     steps = job.keeper.checkpoints.steps()
-    run.event("model_not_saved", cause=cause, rescued=rescue is not None)
+    run.event("model_not_saved", cause=cause_of(cause, "en"), rescued=rescue is not None)
     raise TrainError(
         "the training is done, but {model} could not be written ({cause}). "
         + ("The model was put into {rescue} instead. " if rescue else "")

@@ -1,6 +1,7 @@
 """Every sentence for people is written in English and in Chinese, where it is used."""
 
 import ast
+import errno
 import re
 import string
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 import groundup
 from groundup.core import errors
+from groundup.core.errors import DataError
 
 ROOT = Path(groundup.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
@@ -71,3 +73,9 @@ def test_every_value_that_a_text_names_is_given(path):
             for text in texts(part) if isinstance(part, ast.Constant) else []:
                 named = {re.split(r"[.\[]", field)[0] for _, field, _, _ in string.Formatter().parse(text) if field is not None}
                 assert named <= given, f"{path.relative_to(ROOT)} line {node.lineno}: {name} does not give {named - given} of {text!r}"
+
+
+def test_the_system_s_words_come_in_both_languages():
+    error = DataError("cannot write: {cause}", "无法写入：{cause}", cause=OSError(errno.ENOSPC, "No space left on device"))
+    assert error.en == "cannot write: No space left on device" and error.zh == "无法写入：磁盘空间已满"
+    assert DataError("{cause}", "{cause}", cause=OSError("torn")).zh == "torn"

@@ -265,10 +265,10 @@ def test_encodings_are_told(made, write, encoding, mark, text):
 def test_a_given_encoding(made, write):
     path = write("l.txt", "caf\xe9s".encode("latin-1"))
     assert everything(made(path, text={"encoding": "latin-1"}, **ALL)) == ["cafés"]
-    with pytest.raises(DataError, match="byte 3 .*data.text.encoding=latin-1"):
+    with pytest.raises(DataError, match=r"byte 3 .*data.text.encoding=latin-1"):
         made(path)
     damaged = write("d.txt", CHINESE.encode()[:9] + b"\xff" + CHINESE.encode()[9:])
-    with pytest.raises(DataError, match="UTF-8 with damage: not valid at byte 9 .*iconv"):
+    with pytest.raises(DataError, match=r"UTF-8 with damage: not valid at byte 9 .*iconv"):
         made(damaged)
     with pytest.raises(DataError, match="there is no encoding 'utf-88'"):
         made(path, text={"encoding": "utf-88"})

@@ -48,10 +48,10 @@ class GroundupError(Exception):
     exit_status = 1
 
     def __init__(self, en: str, zh: str, /, *, fix: str | None = None, fix_zh: str | None = None, **values: Any) -> None:
-        self.en, self.zh, self.values = fill(en, values), fill(zh, values), values
+        self.en, self.zh, self.values = fill(en, values, "en"), fill(zh, values, "zh"), values
         values = {k: typed(v) if isinstance(v, Path) else v for k, v in values.items()}  # a fix is to be typed
-        self.fix_en = fill(fix, values) if fix else None
-        self.fix_zh = fill(fix_zh, values) if fix_zh else self.fix_en
+        self.fix_en = fill(fix, values, "en") if fix else None
+        self.fix_zh = fill(fix_zh, values, "zh") if fix_zh else self.fix_en
         super().__init__(self.en + (f"\n  Fix: {self.fix_en}" if self.fix_en else ""))
 
     @property

@@ -6,6 +6,7 @@ else the locale. There is no catalogue to keep in step, and a missing translatio
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -13,6 +14,12 @@ from typing import Any
 
 LANGUAGES = ("en", "zh")
 SPLITS_ZH = {"train": "训练集", "validation": "验证集", "test": "测试集", "all": "全部数据"}
+OS_ZH = {
+    errno.ENOSPC: "磁盘空间已满", errno.EDQUOT: "超出磁盘配额", errno.EFBIG: "文件超出大小限制", errno.EROFS: "文件系统只读", errno.EACCES: "没有权限",
+    errno.EPERM: "系统不允许此操作", errno.ENOENT: "文件或目录不存在", errno.EEXIST: "已存在", errno.EISDIR: "这是一个目录", errno.ENOTDIR: "路径中有一段不是目录",
+    errno.ENAMETOOLONG: "文件名过长", errno.EIO: "读写出错", errno.ENOMEM: "内存不足", errno.EMFILE: "打开的文件过多", errno.EBUSY: "正被占用",
+    errno.EADDRINUSE: "地址已被占用",
+}  # fmt: skip
 _chosen: str | None = None
 
 
@@ -45,11 +52,17 @@ def typed(path: object) -> str:
     return shlex.quote(text) if os.name != "nt" and re.search(r'["$`\\!]', text) else f'"{text}"'
 
 
-def fill(template: str, values: dict[str, Any]) -> str:
-    """`str.format` only where there are values: texts that quote braces (paths, JSON) stay as they are."""
-    return template.format(**values) if values else template
+def cause_of(error: OSError, language: str) -> str:
+    """What the system says of a call that failed."""
+    said = error.strerror or str(error) or type(error).__name__
+    return OS_ZH.get(error.errno or 0, said) if language == "zh" else said
+
+
+def fill(template: str, values: dict[str, Any], language: str) -> str:
+    """`str.format` only where there are values: texts that quote braces (paths, JSON) stay as they are. Errors of the system are put into words."""
+    return template.format(**{k: cause_of(v, language) if isinstance(v, OSError) else v for k, v in values.items()}) if values else template
 
 
 def say(en: str, zh: str, /, **values: Any) -> str:
     """The text in the user's language, with `{names}` filled from `values`."""
-    return fill(zh if language() == "zh" else en, values)
+    return fill(zh if language() == "zh" else en, values, language())

@@ -318,6 +318,7 @@ class RecipeCard(Section):
     summary: str = ""
     summary_zh: str = ""
     result: str = ""
+    result_zh: str = ""
 
 
 class Recipe(Section):

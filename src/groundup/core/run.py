@@ -174,7 +174,7 @@ class RunFolder:
                 "cannot make the run folder {out}: {cause}",
                 "无法创建运行目录 {out}：{cause}",
                 out=out,
-                cause=error.strerror or error,
+                cause=error,
                 fix="choose another place with --out FOLDER",
                 fix_zh="用 --out 目录 换一个位置",
             ) from error
@@ -201,7 +201,7 @@ class RunFolder:
                 "cannot write to {out}: {cause}",
                 "无法写入 {out}：{cause}",
                 out=out,
-                cause=error.strerror or error,
+                cause=error,
                 fix="free some space or choose another --out",
                 fix_zh="腾出一些空间，或换一个 --out",
             ) from error
@@ -215,7 +215,7 @@ class RunFolder:
                 "cannot write to {out}: {cause}",
                 "无法写入 {out}：{cause}",
                 out=self.path,
-                cause=error.strerror or error,
+                cause=error,
                 fix="choose another --out FOLDER",
                 fix_zh="换一个 --out 目录",
             ) from error

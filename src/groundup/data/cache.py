@@ -48,7 +48,7 @@ def unwritable(folder: Path, error: OSError) -> DataError:
         "the tokens cannot be written to {folder}: {why} ({free} are free)",
         "无法把词元写到 {folder}：{why}（剩余 {free}）",
         folder=folder,
-        why=error.strerror or error,
+        why=error,
         free=files.human_bytes(shutil.disk_usage(there).free),
         fix="free some space and run it again, or put the cache elsewhere: GROUNDUP_CACHE=FOLDER",
         fix_zh="腾出空间后再运行一次，或换一个缓存目录：GROUNDUP_CACHE=目录",

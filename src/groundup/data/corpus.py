@@ -160,7 +160,7 @@ def prepare_corpus(config: Data, *, progress: Told | None = None) -> Corpus:
             "the text is prepared in {folder}, and that failed: {cause}",
             "文本在 {folder} 中准备，但失败了：{cause}",
             folder=home,
-            cause=error.strerror or error,
+            cause=error,
             fix="set GROUNDUP_CACHE to a folder with room, and start again: what is done is kept",
             fix_zh="把 GROUNDUP_CACHE 设为空间充足的目录后重新开始；已完成的部分会保留",
         ) from error

@@ -98,7 +98,7 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DataError(
-            "{path} cannot be read: {cause}", "无法读取 {path}：{cause}", path=path, cause=error.strerror or str(error)
+            "{path} cannot be read: {cause}", "无法读取 {path}：{cause}", path=path, cause=error
         ) from error
 
 

@@ -172,7 +172,7 @@ def _file(path: Path, name: str) -> Item:
         facts = path.stat()
     except OSError as error:
         raise DataError(
-            "{path} cannot be read: {cause}", "无法读取 {path}：{cause}", path=path, cause=error.strerror or str(error)
+            "{path} cannot be read: {cause}", "无法读取 {path}：{cause}", path=path, cause=error
         ) from error
     identity = (str(path.resolve()), facts.st_size, facts.st_mtime_ns)
     return Item(name, kind_of(path.name) or "file", path, size=facts.st_size, identity=identity)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, NoReturn
 
 from groundup.core.errors import DataError, GroundupError, did_you_mean
+from groundup.core.messages import LANGUAGES, cause_of
 from groundup.core.recipe import Data
 from groundup.data import conversations
 from groundup.data.cleaning import Reason
@@ -54,8 +55,8 @@ def read_item(item: Item, config: Data, start: int = 0) -> Iterator[Found]:
         yield Found(None, end.reason, last=True)
     except damage() as error:
         where, where_zh = (f" behind {found.unit} {found.place}", f"（在第 {found.place} 处之后）") if found.place else ("", "")
-        cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        reason = Reason("unreadable", f"cannot be read{where}: {cause}", f"无法读取{where_zh}：{cause}", damaged=True)
+        cause, cause_zh = [cause_of(error, k) if isinstance(error, OSError) else str(error) or type(error).__name__ for k in LANGUAGES]
+        reason = Reason("unreadable", f"cannot be read{where}: {cause}", f"无法读取{where_zh}：{cause_zh}", damaged=True)
         yield Found(None, reason, last=True)
 
 

@@ -196,7 +196,7 @@ def _unpacked(path: Path) -> Path:
             "{path} 需要解压到 {folder}，但失败了：{cause}",
             path=path,
             folder=made.parent,
-            cause=error.strerror or error,
+            cause=error,
             fix="set GROUNDUP_CACHE to a folder with room, or unpack it yourself",
             fix_zh="把 GROUNDUP_CACHE 设为空间充足的目录，或自行解压",
         ) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from typing import Optional, Sequence
+from typing import Any, Optional, Sequence, Type
 
 from groundup.env.language import LANGUAGES, pick
 
@@ -46,11 +46,46 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return DONE
 
 
+TITLES_ZH = {"usage: ": "用法：", "positional arguments": "参数", "options": "选项", "optional arguments": "选项"}
+
+
+def _one(words: str, zh: bool) -> str:
+    """Of a text `English / Chinese` one half."""
+    english, _, chinese = words.rpartition(" / ")
+    return words if not english else chinese if zh else english
+
+
+def _in(language: str) -> Type[argparse.HelpFormatter]:
+    """Writes help in one language."""
+    zh = language == "zh"
+
+    class Formatter(argparse.HelpFormatter):
+        def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Optional[str] = None) -> None:
+            super().add_usage(usage, actions, groups, TITLES_ZH["usage: "] if zh and prefix is None else prefix)
+
+        def start_section(self, heading: Optional[str]) -> None:
+            super().start_section(TITLES_ZH.get(heading or "", heading) if zh else heading)
+
+        def add_text(self, text: Optional[str]) -> None:
+            super().add_text(_one(text, zh) if text and text is not argparse.SUPPRESS else text)
+
+        def _get_help_string(self, action: argparse.Action) -> Optional[str]:
+            if zh and action.dest == "help":
+                return "显示此帮助并退出"
+            return _one(action.help, zh) if action.help else action.help
+
+    return Formatter
+
+
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    wished = [after for word, after in zip(arguments, [*arguments[1:], ""]) if word == "--lang"] + [w[7:] for w in arguments if w.startswith("--lang=")]
+    language = pick(wished[0] if wished else None)
+    form = _in(language)
     parser = argparse.ArgumentParser(
         prog="groundup env",
-        description="The environment: what is here, what is wrong, which torch fits, and how to install it. 环境：有什么、哪里不对、装哪个 torch、怎么装。",
-        epilog="Each verb has --json and --lang en|zh, and tells more with --help. 每个命令都有 --json 与 --lang en|zh，--help 查看详细说明。",
+        formatter_class=form,
+        description="The environment: what is here, what is wrong, which torch fits, and how to install it. / 环境：有什么、哪里不对、装哪个 torch、怎么装。",
+        epilog="Each verb has --json and --lang en|zh, and tells more with --help. / 每个命令都有 --json 与 --lang en|zh，--help 查看详细说明。",
     )
     # The two options every command has: before or after the command's name.
     common = argparse.ArgumentParser(add_help=False)
@@ -59,9 +94,9 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.required = True
     asked = next((word for word in arguments if word in VERBS), None)
-    zh = pick() == "zh"
     for verb, (module, suffix, en, chinese) in VERBS.items():
-        made = commands.add_parser(verb, parents=[common], help=chinese if zh else en, description="{} / {}".format(en, chinese))
+        both = "{} / {}".format(en, chinese)
+        made = commands.add_parser(verb, parents=[common], formatter_class=form, help=both, description=both)
         if verb == asked:
             home = importlib.import_module("groundup.env." + module)
             getattr(home, "configure" + suffix)(made)

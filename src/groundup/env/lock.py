@@ -45,7 +45,7 @@ class Unreadable(Exception):
 
 def configure_lock(parser: argparse.ArgumentParser) -> None:
     """The options of `env lock`; `--json` prints the lock, and writes it only with --out."""
-    parser.add_argument("--out", metavar="FILE", help="where to write it; - prints it (default: {}) / 输出文件，- 为打印".format(FILE))
+    parser.add_argument("--out", metavar="FILE", help="where to write it; - prints it (default: {0}) / 输出文件，- 为打印（默认 {0}）".format(FILE))
     parser.add_argument("--force", action="store_true", help="replace the file if it is there / 文件已存在时覆盖")
 
 

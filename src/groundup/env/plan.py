@@ -655,8 +655,8 @@ def configure(parser: "argparse.ArgumentParser") -> None:
 
 def add_options(parser: "argparse.ArgumentParser") -> None:
     """What `env plan` and `env install` share."""
-    parser.add_argument("--torch", metavar="VERSION", help="a version instead of the best one / 指定版本")
-    parser.add_argument("--backend", default="auto", metavar="BUILD", help="auto, cpu, cu126, ..., rocm7.2, mps, xpu / 指定构建")
+    parser.add_argument("--torch", metavar="VERSION", help="a version instead of the best one / 指定版本，而不是最合适的")
+    parser.add_argument("--backend", default="auto", metavar="BUILD", help="auto, cpu, cu126, ..., rocm7.2, mps, xpu / 指定构建：auto、cpu、cu126、……、rocm7.2、mps、xpu")
     parser.add_argument("--manager", default="pip", choices=MANAGERS, help="package manager / 包管理器")
     parser.add_argument("--with", dest="companions", action="append", default=[], choices=COMPANIONS, help="install this too / 一并安装")
     parser.add_argument(
@@ -664,7 +664,7 @@ def add_options(parser: "argparse.ArgumentParser") -> None:
     )
     parser.add_argument("--switch", metavar="BUILD", help="another build of the installed release / 把已安装的版本换成另一种构建")
     parser.add_argument(
-        "--index-url", metavar="URL", help="mirror of PyTorch's wheel index; else GROUNDUP_TORCH_INDEX / PyTorch 索引的镜像"
+        "--index-url", metavar="URL", help="mirror of PyTorch's wheel index; else GROUNDUP_TORCH_INDEX / PyTorch 安装包索引的镜像；也可用 GROUNDUP_TORCH_INDEX"
     )
     parser.add_argument("--find-links", metavar="FOLDER", help="wheels on this disk; no index is asked / 使用本地安装包，不访问网络")
 

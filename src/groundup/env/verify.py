@@ -532,12 +532,12 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The options of `env verify`."""
-    parser.add_argument("--full", action="store_true", help="every check: attention, compile, all-reduce, bandwidth, FLOP/s / 全部检查")
+    parser.add_argument("--full", action="store_true", help="every check: attention, compile, all-reduce, bandwidth, FLOP/s / 全部检查：注意力、编译、all-reduce、带宽、FLOP/s")
     parser.add_argument(
         "--device", default="auto", choices=["auto", "cpu", "cuda", "mps", "xpu"], help="default: the best one / 默认取最好的设备"
     )
     parser.add_argument("--python", default=sys.executable, metavar="PATH", help="Python of the environment to judge / 待验证环境的 Python")
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="default: 180, with --full 900 / 时限（秒）")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="default: 180, with --full 900 / 时限（秒）；默认 180，加 --full 为 900")
 
 
 def run(options: argparse.Namespace) -> int:

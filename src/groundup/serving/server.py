@@ -519,7 +519,7 @@ def _bound(host: str, port: int) -> socket.socket:
             "无法打开 {host}:{port}：{cause}",
             host=host,
             port=port,
-            cause=getattr(error, "strerror", None) or error,
+            cause=error,
             fix=fix,
         ) from error
     return made

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from groundup.core import files
 from groundup.core.errors import GroundupError, Stopped, TrainError
-from groundup.core.messages import say
+from groundup.core.messages import cause_of, language, say
 from groundup.core.recipe import EarlyStopping, Schedule
 from groundup.core.run import RunFolder
 from groundup.evaluation.evaluate import evaluate
@@ -171,7 +171,7 @@ class Keeper:
         try:
             self.checkpoints.save(state)
         except OSError as error:
-            self.failure, self.failed_at = f"{error.strerror or error}", state.step
+            self.failure, self.failed_at = cause_of(error, language()), state.step
             with contextlib.suppress(OSError):
                 needed = sum(t.numel() * t.element_size() for t in (*state.model.state_dict().values(), *state.tensors()[0].values()))
                 free = shutil.disk_usage(self.run.path).free
