@@ -1119,14 +1119,14 @@ def _finite(value: Any) -> Any:
 
 def _failed(error: BaseException, given: list[str]) -> int:
     """Tells a person, or a program, what went wrong; gives the exit status."""
-    from groundup.core.errors import GroundupError, UserError
+    from groundup.core.errors import GroundupError, Stopped, UserError
 
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
-        told: GroundupError = GroundupError(
+        told: GroundupError = Stopped(
             "stopped by Ctrl-C; what was finished is kept (a training goes on with: groundup train --resume --out RUN)",
             "被 Ctrl-C 停止；已完成的部分已保留（训练可用 groundup train --resume --out RUN 继续）",
+            exit_status=130,
         )
-        told.exit_status = 130
     elif isinstance(error, GroundupError):
         told = error
     elif isinstance(error, SystemExit):

@@ -168,7 +168,9 @@ class Columns:
 
     def records(self, value: Any) -> Iterator[dict[str, Any] | str | Reason]:
         """The records in a JSON value: lists in lists are opened, and a book whose text column holds records is its records."""
-        if self.whole and isinstance(value, list) and not all(isinstance(v, dict) for v in value):
+        if isinstance(value, list) and not value:
+            yield Reason("not a record", "an empty list", "空列表", damaged=True)
+        elif self.whole and isinstance(value, list) and not all(isinstance(v, dict) for v in value):
             yield conversations.not_a_record(value)
         elif self.whole and (turns := conversations.turns_key(value)):
             yield {turns: value}
