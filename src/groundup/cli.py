@@ -1119,14 +1119,10 @@ def _finite(value: Any) -> Any:
 
 def _failed(error: BaseException, given: list[str]) -> int:
     """Tells a person, or a program, what went wrong; gives the exit status."""
-    from groundup.core.errors import GroundupError, Stopped, UserError
+    from groundup.core.errors import GroundupError, Stopped, UserError, of_system
 
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
-        told: GroundupError = Stopped(
-            "stopped by Ctrl-C; what was finished is kept (a training goes on with: groundup train --resume --out RUN)",
-            "被 Ctrl-C 停止；已完成的部分已保留（训练可用 groundup train --resume --out RUN 继续）",
-            exit_status=130,
-        )
+        told: GroundupError = Stopped("stopped by Ctrl-C", "被 Ctrl-C 停止", exit_status=130)
     elif isinstance(error, GroundupError):
         told = error
     elif isinstance(error, SystemExit):
@@ -1146,9 +1142,7 @@ def _failed(error: BaseException, given: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     elif isinstance(error, OSError):
-        told = GroundupError(
-            "{cause}{where}", "{cause}{where}", cause=error, where=f": {error.filename}" if error.filename else ""
-        )
+        told = of_system(error)
     else:
         told = GroundupError(
             "{kind}: {message}",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from groundup.core import console, files, units
-from groundup.core.errors import DataError, RunError
+from groundup.core.errors import DataError, RunError, UserError
 from groundup.core.messages import language, say, split_name, typed
 from groundup.core.recipe import Recipe, build, differences, load, override, shipped
 from groundup.core.registry import MODELS, TASKS
@@ -652,6 +652,9 @@ def print_predictions(facts: dict[str, Any]) -> None:
 
 
 # -- runs ----------------------------------------------------------------------------------------------------------------------
+STATES_ZH = {"finished": "已完成", "running": "正在训练", "unfinished": "未完成", "damaged": "已损坏"}
+
+
 def _brief(run: RunFolder) -> dict[str, Any]:
     recipe, result = run.recipe(), run.result()
     rows = run.metric_rows()
@@ -660,7 +663,7 @@ def _brief(run: RunFolder) -> dict[str, Any]:
         "run": run.path.name,
         "path": str(run.path),
         "recipe": recipe.name,
-        "state": "finished" if result else "unfinished",
+        "state": "finished" if result else "running" if run.lock.held() else "unfinished",
         "steps": steps,
         "metric": result["metric"] if result else None,
         "value": result["metrics"][result["metric"]] if result else None,
@@ -668,19 +671,26 @@ def _brief(run: RunFolder) -> dict[str, Any]:
 
 
 def runs_list(root: Path) -> dict[str, Any]:
-    return {"runs": [_brief(run) for run in find_runs(root)]}
+    found = []
+    for run in find_runs(root):
+        try:
+            found.append(_brief(run))
+        except UserError as error:  # the others are told all the same
+            console.line("! " + error.localized(), style="yellow")
+            damaged = {"recipe": None, "state": "damaged", "steps": 0, "metric": None, "value": None}
+            found.append({"run": run.path.name, "path": str(run.path), **damaged})
+    return {"runs": found}
 
 
 def print_runs(facts: dict[str, Any]) -> None:
     if not facts["runs"]:
-        console.line(say("no runs here yet", "这里还没有训练"))
+        console.line(say("no runs here yet", "这里还没有运行"))
         console.command("groundup train digits-cnn")
         return
-    states = {"finished": say("finished", "已完成"), "unfinished": say("unfinished", "未完成")}
     console.table(
         [say("run", "运行"), say("state", "状态"), say("steps", "步数"), say("result", "结果")],
         [
-            [r["run"], states[r["state"]], f"{r['steps']:,}", f"{r['metric']} {number(r['value'])}" if r["metric"] else ""]
+            [r["run"], say(r["state"], STATES_ZH[r["state"]]), f"{r['steps']:,}", f"{r['metric']} {number(r['value'])}" if r["metric"] else ""]
             for r in facts["runs"]
         ],
         right=(2,),
@@ -734,7 +744,7 @@ def print_run_details(facts: dict[str, Any]) -> None:
             "{run}（{state_zh}，{n:,} 步）",
             run=facts["run"],
             state=facts["state"],
-            state_zh={"finished": "已完成", "unfinished": "未完成"}[facts["state"]],
+            state_zh=STATES_ZH[facts["state"]],
             n=facts["steps"],
         )
     )

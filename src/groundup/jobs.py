@@ -22,7 +22,7 @@ import groundup
 from groundup import modelfolder
 from groundup.automatic import batch_size_of, compile_model, flops_of, rehearse, take_path
 from groundup.core import console, device, files, units
-from groundup.core.errors import DataError, RecipeError, RunError, did_you_mean
+from groundup.core.errors import DataError, RecipeError, RunError, Stopped, did_you_mean
 from groundup.core.messages import language, say, split_name
 from groundup.core.recipe import EXTENDABLE, RESUMABLE, Data, Named, Recipe, differences, load, shipped
 from groundup.core.registry import METHODS, MODELS, TASKS
@@ -131,10 +131,19 @@ def removed_on_failure(run: RunFolder) -> Iterator[None]:
     fresh = not run.metrics.path.exists() and not run.checkpoints.exists()
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         if fresh:
             run.close()
             shutil.rmtree(run.path, ignore_errors=True)
+        if isinstance(error, KeyboardInterrupt):
+            raise Stopped(
+                "stopped by Ctrl-C before the first step; what was prepared of the data is kept for the next start",
+                "在第一步之前被 Ctrl-C 停止；已准备好的数据会留给下一次启动",
+                exit_status=130,
+                fix="the same command again" if fresh else "groundup train --resume --out {run}",
+                fix_zh="重新运行同一条命令" if fresh else None,
+                run=run.path,
+            ) from error
         raise
 
 

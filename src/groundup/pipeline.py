@@ -31,7 +31,7 @@ from groundup.checking.script import LIMIT, check_script
 from groundup.checking.selftests import self_tests
 from groundup.checking.subject import from_objects
 from groundup.core import console, device, files, units
-from groundup.core.errors import DataError, GateError, GroundupError, ModelError, RecipeError, TrainError, did_you_mean
+from groundup.core.errors import DataError, GateError, GroundupError, ModelError, RecipeError, Stopped, TrainError, did_you_mean
 from groundup.core.messages import cause_of, say, typed
 from groundup.core.recipe import Columns, Data, Picture, Recipe, Split, build, load, override, shipped
 from groundup.core.registry import METHODS, TASKS
@@ -166,6 +166,14 @@ def train(
         seconds = {"train": time.monotonic() - trained - job.keeper.evaluating, "evaluate": job.keeper.evaluating}
         _close(watchers)
         return _finish(job, begin, seconds)
+    except KeyboardInterrupt as error:
+        raise Stopped(
+            "stopped by Ctrl-C behind the last step; its checkpoint is saved",
+            "在最后一步之后被 Ctrl-C 停止；检查点已保存",
+            exit_status=130,
+            fix="groundup train --resume --out {run}",
+            run=run.path,
+        ) from error
     except GroundupError as error:
         run.event("error", type=type(error).__name__, message=error.en)
         raise

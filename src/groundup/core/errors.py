@@ -17,6 +17,7 @@ Texts are in English for Python callers (`str(error)`); `localized()` gives the 
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,20 @@ class Stopped(GroundupError):
     def __init__(self, en: str, zh: str, /, *, exit_status: int, **values: Any) -> None:
         super().__init__(en, zh, **values)
         self.exit_status = exit_status
+
+
+def of_system(error: OSError) -> GroundupError:
+    """An error of the system that nobody had better words for."""
+    full, closed = error.errno in (errno.ENOSPC, errno.EDQUOT), error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return GroundupError(
+        "{cause}{where}",
+        "{cause}{where_zh}",
+        cause=error,
+        where=f": {error.filename}" if error.filename else "",
+        where_zh=f"：{error.filename}" if error.filename else "",
+        fix="free some space, or choose another disk (--out, GROUNDUP_CACHE)" if full else "choose a place that can be written to" if closed else None,
+        fix_zh="腾出空间，或换一个磁盘（--out、GROUNDUP_CACHE）" if full else "换一个可以写入的位置" if closed else None,
+    )
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:

@@ -23,7 +23,7 @@ from typing import IO, Any
 import yaml
 
 from groundup.core import files
-from groundup.core.errors import RunError, did_you_mean
+from groundup.core.errors import RunError, UserError, did_you_mean
 from groundup.core.recipe import Recipe, build, parse_yaml
 
 
@@ -134,6 +134,18 @@ class Lock:
         self._file = file
         _held.append(file)
 
+    def held(self) -> bool:
+        """Whether somebody works here; False too where that cannot be told."""
+        try:
+            if self.path.is_file():
+                self.acquire()
+                self.release()
+            return False
+        except RunError:
+            return True
+        except OSError:
+            return False
+
     def release(self) -> None:
         if self._file is not None:
             _held.remove(self._file)
@@ -180,6 +192,9 @@ class RunFolder:
             ) from error
         run = cls(out)
         if occupied:
+            if (out / "recipe.yaml").is_file():
+                run._lock_or_explain()  # somebody may be at work in it
+                run.close()
             what = ("a run", "一次训练的结果") if (out / "recipe.yaml").is_file() else (f"'{occupied[0]}'", f"'{occupied[0]}'")
             raise RunError(
                 "{out} already holds {what}",
@@ -325,18 +340,23 @@ def command_line() -> str:
 
 
 def find_runs(root: Path) -> list[RunFolder]:
-    """The run folders directly under `root`, oldest first."""
+    """The run folders directly under `root`, oldest first; of a damaged one only the paths."""
     if not root.is_dir():
         return []
     found = [p for p in root.iterdir() if (p / "recipe.yaml").is_file()]
-    return [RunFolder.open(p) for p in sorted(found, key=lambda p: (p / "recipe.yaml").stat().st_mtime)]
+    runs = [RunFolder(p) for p in sorted(found, key=lambda p: (p / "recipe.yaml").stat().st_mtime)]
+    for run in runs:
+        with contextlib.suppress(RunError):
+            run.decisions = run._read("decisions.json") or {}
+    return runs
 
 
 def newest_finished(root: Path, name: str) -> RunFolder | None:
     """The newest finished run of a recipe's name."""
     for run in reversed(find_runs(root)):
-        if run.result() is not None and run.recipe().name == name:
-            return run
+        with contextlib.suppress(UserError):  # a damaged one is none
+            if run.result() is not None and run.recipe().name == name:
+                return run
     return None
 
 
@@ -352,7 +372,7 @@ def resolve_run(text: str | Path, root: Path = Path("runs")) -> RunFolder:
     known = {r.path.name: r for r in find_runs(root)}
     fitting = [n for n in known if n.startswith(str(text))]
     if len(fitting) == 1:
-        return known[fitting[0]]
+        return RunFolder.open(known[fitting[0]].path)
     if fitting:
         listed = ", ".join(fitting)
         raise RunError("'{text}' fits several runs: {listed}", "'{text}' 对应多个运行：{listed}", text=text, listed=listed)

@@ -6,6 +6,7 @@ last one. Missing values (empty, ?, NA, NaN) are counted by line: they stop the 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -18,6 +19,7 @@ import numpy as np
 
 from groundup.core import files
 from groundup.core.errors import DataError, did_you_mean
+from groundup.core.messages import typed
 from groundup.core.recipe import Data
 from groundup.data.dataset import Dataset, digests_of, from_arrays, read_bytes
 
@@ -107,17 +109,17 @@ def json_rows(text: str, path: Any) -> tuple[list[str], list[tuple[int, list[Any
         DataError: something that is not JSON, or not an object.
     """
     records: list[tuple[int, Any]] = []
-    try:
-        if text.lstrip().startswith("["):
-            line, records = 0, list(enumerate(json.loads(text), 1))
-        else:
-            for line, row in enumerate(text.split("\n"), 1):
-                if row.strip():
-                    records.append((line, json.loads(row)))
-    except ValueError as error:
-        raise DataError(
-            "{path} line {line}: not JSON: {error}", "{path} 第 {line} 行：不是 JSON：{error}", path=path, line=line or "?", error=error
-        ) from error
+    if text.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):  # else they are lines of lists, and told as such
+            records = list(enumerate(json.loads(text), 1))
+    for line, row in enumerate(text.split("\n") if not records else (), 1):
+        if row.strip():
+            try:
+                records.append((line, json.loads(row)))
+            except ValueError as error:
+                raise DataError(
+                    "{path} line {line}: not JSON: {error}", "{path} 第 {line} 行：不是 JSON：{error}", path=path, line=line, error=error
+                ) from error
     if not records:
         raise DataError("{path} is empty", "{path} 是空文件", path=path)
     for line, record in records:
@@ -256,6 +258,8 @@ def read_csv(path: Path, config: Data) -> Dataset:
                 text.append((line, cell))
         if text:
             line, cell = text[0]
+            ways = [typed(f"data.columns.ignore=[{', '.join([*columns.ignore, name])}]")]
+            ways += [typed(f"data.columns.target={name}")] if columns.target is None else []
             raise DataError(
                 "{path} line {line}: column '{name}' holds the text '{cell}' where numbers are expected ({n} rows are like this)",
                 "{path} 第 {line} 行：列 '{name}' 应为数字，却是文本 '{cell}'（共 {n} 行如此）",
@@ -264,8 +268,9 @@ def read_csv(path: Path, config: Data) -> Dataset:
                 name=name,
                 cell=cell,
                 n=len(text),
-                fix="--set data.columns.ignore=[{name}]   or   --set data.columns.target={name}",
-                fix_zh="--set data.columns.ignore=[{name}]   或   --set data.columns.target={name}",
+                fix="   or   ".join(f"--set {{way{k}}}" for k in range(len(ways))),
+                fix_zh="   或   ".join(f"--set {{way{k}}}" for k in range(len(ways))),
+                **{f"way{k}": way for k, way in enumerate(ways)},
             )
     target = np.array([[row[position[t]] for t in wanted] for _, row in rows])
     for r, row in enumerate(target):

@@ -7,6 +7,7 @@ forgotten one is the most frequent fault of deployed models). Beside the file go
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -81,7 +82,7 @@ def export(model: str | Path, to: str, out: str | Path | None = None, *, force: 
     if path.suffix != SUFFIX[to]:
         path = path.with_name(path.name + SUFFIX[to])
     if path.exists() and not force:
-        raise UserError("{path} exists already", "{path} 已经存在", path=path, fix="--force replaces it, or give another --out")
+        raise UserError("{path} exists already", "{path} 已经存在", path=path, fix="--force replaces it, or give another --out", fix_zh="--force 会替换它，或另选一个 --out")
     if (loaded.path / "reference.json").is_file() and not modelfolder.replay(loaded) <= TOLERANCE:
         raise GateError(
             "{model} does not compute here what it did when it was saved",
@@ -92,9 +93,9 @@ def export(model: str | Path, to: str, out: str | Path | None = None, *, force: 
     whole = Whole(loaded.answering, loaded.task).eval()
     samples = [_samples(loaded.task, n) for n in BATCHES]
     expected = [_expected(loaded, x) for x in samples]
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = files.temporary_sibling(path).with_suffix(SUFFIX[to])
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with evaluating(whole), _quiet():
             run = (_onnx if to == "onnx" else _torch_export)(whole, samples[-1], temporary)
             differences = [_difference(run(x), wanted) for x, wanted in zip(samples, expected)]
@@ -107,8 +108,13 @@ def export(model: str | Path, to: str, out: str | Path | None = None, *, force: 
                 tolerance=TOLERANCE,
             )
         os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            "{path} cannot be written: {cause}", "{path} 无法写入：{cause}", path=path, cause=error, fix="--out another/place{suffix}", suffix=SUFFIX[to]
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     result = {
         "model": str(loaded.path),
         "to": to,
@@ -133,6 +139,7 @@ def _onnx(whole: nn.Module, example: Tensor, path: Path) -> Callable[[Tensor], T
             "导出 ONNX 需要 {name}，尚未安装",
             name=error.name or "onnx",
             fix="pip install 'groundup[onnx]'   (or: pip install onnx onnxscript onnxruntime)",
+            fix_zh="pip install 'groundup[onnx]'   （或：pip install onnx onnxscript onnxruntime）",
         ) from error
     batch = torch.export.Dim("batch", min=1)
     try:
@@ -148,6 +155,8 @@ def _onnx(whole: nn.Module, example: Tensor, path: Path) -> Callable[[Tensor], T
             verbose=False,
         )
         onnx.checker.check_model(path)
+    except OSError:
+        raise
     except Exception as error:
         raise _failed("ONNX", error) from error
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -157,8 +166,12 @@ def _onnx(whole: nn.Module, example: Tensor, path: Path) -> Callable[[Tensor], T
 def _torch_export(whole: nn.Module, example: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
     try:
         program = torch.export.export(whole, (example,), dynamic_shapes={"inputs": {0: torch.export.Dim("batch", min=1)}})
-        torch.export.save(program, path)
+        made = io.BytesIO()  # torch's own writer ends the process where the disk is full
+        torch.export.save(program, made)
+        path.write_bytes(made.getbuffer())
         again = torch.export.load(path).module()
+    except OSError:
+        raise
     except Exception as error:
         raise _failed("torch.export", error) from error
     return lambda x: again(x)

@@ -48,7 +48,7 @@ def merge(model: str, out: str | Path | None = None, *, force: bool = False, tru
     run = loaded.path.resolve().parent if loaded.path.name == "model" else loaded.path  # the run's folder: names of runs may be alike
     path = Path(out).expanduser() if out is not None else Path("exports") / f"{run.name}-merged"
     if path.exists() and not force:
-        raise UserError("{path} exists already", "{path} 已经存在", path=path, fix="--force replaces it, or give another --out")
+        raise UserError("{path} exists already", "{path} 已经存在", path=path, fix="--force replaces it, or give another --out", fix_zh="--force 会替换它，或另选一个 --out")
     rows = [_tokens(task, prompt) for prompt in PROMPTS]
     before, said = _outputs(loaded.model, rows), _answers(loaded.model, task, rows)
     lora.merge(loaded.model)
