@@ -714,7 +714,10 @@ def predict(
     from groundup import inspecting, pipeline
 
     return Call(
-        lambda: {"predictions": pipeline.predict(model, *inputs, views=views, trust_code=trust_code)}, inspecting.print_predictions, json
+        lambda: {"predictions": pipeline.predict(model, *inputs, views=views, trust_code=trust_code)},
+        inspecting.print_predictions,
+        json,
+        status=lambda result: 2 if any("error" in answer for answer in result["predictions"]) else 0,
     )
 
 

@@ -633,7 +633,9 @@ def print_export(result: dict[str, Any]) -> None:
 
 def print_predictions(facts: dict[str, Any]) -> None:
     for answer in facts["predictions"]:
-        if "top" in answer:
+        if "error" in answer:
+            console.line(f"! {answer['input']}: {answer['error']}", style="yellow")
+        elif "top" in answer:
             others = ", ".join(f"{t['label']} {t['probability']:.1%}" for t in answer["top"][1:3])
             console.line(f"{answer['input']}: {answer['label']}  {answer['probability']:.1%}" + (f"  ({others})" if others else ""))
         elif "labels" in answer:

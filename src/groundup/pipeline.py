@@ -944,11 +944,27 @@ def _against(
 def predict(
     model: str | Path | Run | modelfolder.Loaded, *inputs: Any, views: str | None = None, trust_code: bool = False
 ) -> list[dict[str, Any]]:
-    """Answers to raw inputs: paths of pictures, folders of pictures, rows of numbers ('5.1,3.5,1.4,0.2'), or CSV files of rows."""
+    """Answers to raw inputs: paths of pictures, folders of pictures, rows of numbers ('5.1,3.5,1.4,0.2'), or CSV files of rows.
+
+    What cannot be read among several has an `error` instead of an answer.
+
+    Raises:
+        DataError: none could be read.
+    """
     loaded = model if isinstance(model, modelfolder.Loaded) else modelfolder.load(model, trust_code=trust_code)
     _can_answer(loaded)
     loaded.look_through(views)
-    return [{"input": label, **loaded.predict(raw)} for item in inputs for label, raw in _expand(item, loaded.task)]
+    answers: list[dict[str, Any]] = []
+    failed: list[DataError] = []
+    for label, raw in (pair for item in inputs for pair in _expand(item, loaded.task)):
+        try:
+            answers.append({"input": label, **loaded.predict(raw)})
+        except DataError as error:
+            failed.append(error)
+            answers.append({"input": label, "error": error.message})
+    if failed and len(failed) == len(answers):
+        raise failed[0]
+    return answers
 
 
 def language_model(model: str | Path | Run | modelfolder.Loaded, *, trust_code: bool = False) -> tuple[modelfolder.Loaded, Tokenizer]:

@@ -109,8 +109,9 @@ def test_rows_come_in_as_people_have_them(raw):
     "raw, told",
     [
         ("1", "1 numbers were given; the model takes 2: a, b"),
-        ("1,x", "not a number"),
-        ("1,nan", "NaN"),
+        ("1,x", "'b' is 'x': not a number"),
+        ("1,nan", "no value for 'b'"),
+        ("1,inf", "infinite"),
         ({"a": 1}, "lacks 'b'"),
         ("", "1 numbers"),
     ],

@@ -176,6 +176,9 @@ def test_predict_takes_pictures_folders_and_rows(groundup, as_json, base, tmp_pa
     assert [a["value"] for a in answers] == pytest.approx([3, 2, -4], abs=0.15)
     status, _, err = groundup("predict", "line", "1,2")
     assert status == 2 and "the model takes 1: x" in err
+    (tmp_path / "rows.csv").write_text("x\n1\n?\n")  # what can be read among several is answered
+    status, out, _ = groundup("predict", "line", tmp_path / "rows.csv")
+    assert status == 2 and "line 2: " in out and "line 3: no value for 'x'" in out
 
 
 def test_user_code_joins_by_file_and_is_trusted_on_purpose(groundup, as_json, tmp_path):

@@ -20,6 +20,7 @@ from groundup.data.dataset import Dataset
 from groundup.data.order import CounterRandom
 from groundup.data.pictures import STRETCH, FileImages, Resize
 from groundup.data.streaming import StreamedImages
+from groundup.data.table import MISSING
 from groundup.metrics import MetricSet
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # mean and std of ImageNet's channels, which most published weights expect
@@ -400,12 +401,16 @@ class VectorInputs:
                 expected=len(self.features),
                 all=", ".join(self.features),
             )
-        try:
-            row = np.array([float(v) for v in values])
-        except (TypeError, ValueError) as error:
-            raise DataError("'{raw}' holds something that is not a number", "'{raw}' 中有不是数字的内容", raw=raw) from error
-        if not np.isfinite(row).all():
-            raise DataError("'{raw}' holds NaN or an infinite value", "'{raw}' 中有 NaN 或无穷大", raw=raw)
+        row = np.empty(len(values))
+        for i, (name, value) in enumerate(zip(self.features, values)):
+            if isinstance(value, str) and value.strip().lower() in MISSING:
+                raise DataError("no value for '{name}'", "'{name}' 缺值", name=name)
+            try:
+                row[i] = float(value)
+            except (TypeError, ValueError) as error:
+                raise DataError("'{name}' is '{value}': not a number", "'{name}' 是 '{value}'：不是数字", name=name, value=value) from error
+            if not np.isfinite(row[i]):
+                raise DataError("'{name}' is {value}: NaN or infinite", "'{name}' 是 {value}：NaN 或无穷大", name=name, value=row[i])
         return torch.from_numpy((row - self.mean) / self.std).to(torch.float32)[None]
 
 
