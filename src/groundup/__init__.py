@@ -12,10 +12,17 @@ The functions are loaded when first used, so that importing the package costs no
 
 from __future__ import annotations  # start.py imports this on Python 3.8 too
 
+import os
+import sys
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
+
+# GNU OpenMP's threads wait for each other by turning round for milliseconds. Where other programs want the cores too, they take the time of the very
+# thread that they wait for: a training took four times as long as this does. It reads this once, when torch is loaded.
+if sys.platform == "linux" and "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 # public name -> (module, attribute); the only list of what Python callers get.
 _PUBLIC = {

@@ -527,6 +527,9 @@ def _changed(row: dict[str, Any]) -> str:
 
 def print_evaluation(result: dict[str, Any]) -> None:
     console.line(say("{data}, {n:,} records", "{data}，{n:,} 条记录", data=result["data"], n=result["records"]))
+    if result.get("views"):
+        seen = ", ".join(f"{k}={v}" for k, v in result["views"].items() if v)
+        console.line(say("averaged over the views of each record: {seen}", "每条记录取多个视图的平均：{seen}", seen=seen))
     if result.get("same_data_as_training") and result["split"] in ("all", "train"):
         console.line(
             say(

@@ -824,7 +824,7 @@ def evaluate(
     if against is not None and isinstance(scores, SummedMetrics):
         found["against"] = _text_against(against, loaded, prepared, splits[name], data, scores, at, trust_code)
     elif against is not None:
-        found["against"] = _against(against, loaded, prepared, splits[name], records, at, trust_code)
+        found["against"] = _against(against, loaded, prepared, splits[name], records, at, trust_code, views)
     result = {
         "model": str(loaded.path),
         "data": prepared.dataset.name,
@@ -919,9 +919,11 @@ def _against(
     records: Records,
     at: torch.device,
     trust_code: bool,
+    views: str | None,
 ) -> dict[str, Any]:
     """Another model on the same records, the difference tested in pairs."""
     second = modelfolder.load(other, trust_code=trust_code)
+    second.look_through(views)
     if not records or second.task.state()["labels"] != loaded.task.state()["labels"]:
         raise ModelError(
             "{a} and {b} cannot be compared: a paired test needs two models for the same labels",

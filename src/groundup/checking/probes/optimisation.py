@@ -401,7 +401,9 @@ def rates(t: Trial) -> Iterator[Finding]:
                 return
     elif isinstance(s.optimizer, ADAPTIVE) and lr >= 0.2 and sum(p.dim() > 1 and p.requires_grad for p in s.model.parameters()) > 1:
         # Each weight moves by about lr in each step, whatever its gradient: far more than weights of hidden layers are large.
-        yield t.found("optim.lr_too_high", "optimizer", lr=lr, first=own.losses[0], last=max(own.losses), lower=1e-3, then="-")
+        slower = t.train(rate=1e-3 / lr, steps=own.steps, seconds=1.5)
+        end = _end(slower) if slower.losses else "-"
+        yield t.found("optim.lr_too_high", "optimizer", lr=lr, first=own.losses[0], last=max(own.losses), lower=1e-3, then=end)
     elif t.left > 2 and _jumps(own):
         slower = t.train(rate=0.03, steps=own.steps, seconds=1.5)
         if (
