@@ -7,7 +7,7 @@ the same text there is little left to learn (Muennighoff et al., arXiv 2305.1626
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from groundup.training.optim import build_optimizers
 
 TOKENS_PER_PARAMETER = 20
 ROUNDS = 4
+SHAPE = ("size", "layers", "width", "heads", "kv_heads", "hidden")  # what a size stands for
 SPENT_ON_TRAINING = 0.85  # the rest is for evaluation, checkpoints and the beginning
 
 
@@ -38,8 +39,11 @@ class Choice:
     reason_zh: str
 
 
-def choose(recipe: Recipe, budget: str) -> Choice:
+def choose(recipe: Recipe, budget: str, given: Collection[str] = ()) -> Choice:
     """Measures training steps for some seconds and picks the preset whose tokens in that time are nearest to 20 per parameter.
+
+    Args:
+        given: keys that stay as the recipe has them.
 
     Raises:
         RecipeError: not a duration, too short, or not the recipe of a decoder.
@@ -58,14 +62,15 @@ def choose(recipe: Recipe, budget: str) -> Choice:
     prepared = prepare(recipe.data, classification=False, kind="text")
     text = prepared.dataset.inputs.bytes_of("train")
     vocabulary = vocabulary_for(text) if task.vocabulary == "auto" else int(task.vocabulary)
-    arguments = {k: v for k, v in recipe.model.arguments.items() if k not in ("size", "layers", "width", "heads", "kv_heads", "hidden")}
+    arguments = {k: v for k, v in recipe.model.arguments.items() if k not in SHAPE}
     at = torch.device(device.choose_device(recipe.train.device).value)
     speed = _speed(recipe, arguments, task.context, vocabulary, at)
     there = ROUNDS * text / 3.5  # tokens of about 3.5 bytes
     best: tuple[float, str, float, float] | None = None
-    for size in SIZES:
+    fixed = any(f"model.{k}" in given for k in SHAPE)
+    for size in ["as given"] if fixed else SIZES:
         with torch.device("meta"):
-            model = Decoder((task.context,), vocabulary, size=size, **arguments)
+            model = Decoder((task.context,), vocabulary, **(recipe.model.arguments if fixed else {**arguments, "size": size}))
         layers = sum(p.numel() for p in model.model.layers.parameters())
         tokens = min(there, seconds * SPENT_ON_TRAINING * speed / model.flops_per_token(task.context))
         ratio = tokens / layers
@@ -78,7 +83,8 @@ def choose(recipe: Recipe, budget: str) -> Choice:
     batch = min(512, max(1, round(max(1024, 2048 * (tokens / 1e6) ** 0.5) / task.context)))
     limited = affordable > 1.05 * tokens
     why = f"{speed / 1e9:,.0f} GFLOP/s measured in training steps: {units.human_seconds(seconds)} are enough for {tokens:,.0f} tokens at size {size}"
-    why_zh = f"训练步实测 {speed / 1e9:,.0f} GFLOP/s：{units.human_seconds(seconds)} 够 {size} 大小的模型训练 {tokens:,.0f} 个词元"
+    size_zh = "所给" if fixed else f" {size} "
+    why_zh = f"训练步实测 {speed / 1e9:,.0f} GFLOP/s：{units.human_seconds(seconds)} 够{size_zh}大小的模型训练 {tokens:,.0f} 个词元"
     if limited:
         why += f" (more would go over the text of {text:,} bytes more than {ROUNDS} times)"
         why_zh += f"（再多就会把 {text:,} 字节的文本重复 {ROUNDS} 遍以上）"
@@ -86,9 +92,9 @@ def choose(recipe: Recipe, budget: str) -> Choice:
         why += ", far too few for it: expect little"
         why_zh += "，远远不够：不要期望太高"
     overrides = {"model.size": size, "train.steps": None, "train.epochs": None, "train.tokens": int(tokens), "train.batch_size": batch, "optim.lr": "auto"}
-    overrides |= {f"model.{k}": None for k in ("layers", "width", "heads", "kv_heads", "hidden") if k in recipe.model.arguments}
+    overrides |= {f"model.{k}": None for k in SHAPE[1:] if k in recipe.model.arguments}
     return Choice(
-        overrides,
+        {k: v for k, v in overrides.items() if k not in given and not (fixed and k.startswith("model."))},
         f"{why}; about {TOKENS_PER_PARAMETER} tokens per parameter use the time best",
         f"{why_zh}；每个参数约 {TOKENS_PER_PARAMETER} 个词元最划算",
     )

@@ -461,7 +461,7 @@ def _within(budget: str, recipe: Any, overrides: Overrides) -> tuple[Choice, dic
             fix="leave one of both out",
             fix_zh="两者只留一个",
         )
-    chosen = for_budget(load(recipe, overrides), budget)
+    chosen = for_budget(load(recipe, overrides), budget, overrides)
     console.line(say("budget: {en}", "预算：{zh}", en=chosen.reason, zh=chosen.reason_zh))
     return chosen, {**overrides, **chosen.overrides}
 

@@ -249,7 +249,9 @@ def test_a_sample_is_seeded_and_of_content(made, write, tmp_path):
         ("utf-16-be", codecs.BOM_UTF16_BE, TRADITIONAL),
         ("gb18030", b"", CHINESE),
         ("gb18030", b"", "猫和狗 cat"),
-        ("big5", b"", TRADITIONAL),
+        ("cp950", b"", TRADITIONAL),
+        ("cp950", b"", "裏面的人恒久地站在牆邊，他們說了很多話，然後一起回家了。"),
+        ("gb18030", b"", "近谷交縈橤，遙峰對出蓮。徑細無全磴，松小未含煙。"),
         ("utf-8", b"", "naïve café 😀"),
     ],
 )

@@ -45,6 +45,7 @@ _EXPECTED = {
     "bool_parsing": ("true or false", "true 或 false"),
     "list_type": ("a list", "列表"),
     "tuple_type": ("a list", "列表"),
+    "sequence_str": ("a list, as [one, two]", "列表，如 [甲, 乙]"),
     "dict_type": ("a mapping of keys", "键值映射"),
     "missing": ("another value in the list", "再多一个值的列表"),
     "too_long": ("a shorter list", "更短的列表"),

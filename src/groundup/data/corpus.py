@@ -207,6 +207,8 @@ def _key(config: Data, parts: Sequence[Part]) -> str:
         "group": config.columns.group,
         "stop": config.on_bad_record == "stop",
     }
+    if config.columns.target is not None:  # the answers of examples
+        facts["target"] = config.columns.target
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -499,8 +501,8 @@ class _SecondPass:
             self._leave_out(some, reasons)
         for code, zh in (("exact duplicate", "完全重复"), ("near-duplicate", "近似重复")):
             if count := self.duplicates[code]:
-                removed = f"1 {code} was removed" if count == 1 else f"{count} {code}s were removed"
-                self.notes.append((removed, f"移除了 {count} 个{zh}的文档"))
+                removed = f"1 {code} was removed" if count == 1 else f"{count:,} {code}s were removed"
+                self.notes.append((removed, f"移除了 {count:,} 个{zh}的文档"))
 
     def _leave_out(self, index: NDArray[Any], reasons: Sequence[Reason]) -> None:
         """Documents that were read and are not kept, written out with the reason of each."""
@@ -908,13 +910,13 @@ def _notes(made: _SecondPass) -> Notes:
             )
         )
     if rejected := counts["rejected"]:
-        listed = ", ".join(f"{n} {code}" for code, n in rejected.items())
-        listed_zh = "、".join(f"{cleaning.CODES_ZH.get(code, code)} {n}" for code, n in rejected.items())
+        listed = ", ".join(f"{n:,} {code}" for code, n in rejected.items())
+        listed_zh = "、".join(f"{cleaning.CODES_ZH.get(code, code)} {n:,}" for code, n in rejected.items())
         n = sum(rejected.values())
         notes.append(
             (
-                f"{n} of {counts['records']} records were left out ({listed}); they are in rejected.jsonl with their reasons",
-                f"{counts['records']} 条记录中有 {n} 条被移除（{listed_zh}）；原因见 rejected.jsonl",
+                f"{n:,} of {counts['records']:,} records were left out ({listed}); they are in rejected.jsonl with their reasons",
+                f"{counts['records']:,} 条记录中有 {n:,} 条被移除（{listed_zh}）；原因见 rejected.jsonl",
             )
         )
     other = {k: n for k, n in counts["encodings"].items() if k not in ("utf-8", "?")}

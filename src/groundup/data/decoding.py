@@ -8,6 +8,7 @@ import functools
 import gzip
 import importlib
 import io
+import re
 import sys
 import tarfile
 import zipfile
@@ -101,11 +102,38 @@ def _member(archive: Archive, name: str) -> Iterator[IO[bytes]]:
             yield stream
 
 
+class _Zstd(io.RawIOBase):
+    """zstd frames behind each other, unpacked. The package's own reader takes the end of a file that is cut off for the end of the text."""
+
+    def __init__(self, stream: IO[bytes], unpacker: Any) -> None:
+        self._stream, self._unpacker, self._frame = stream, unpacker, unpacker.decompressobj()
+        self._ready = self._rest = b""
+        self._begun = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            data, self._rest = self._rest or self._stream.read(HEAD), b""
+            if not data:
+                if self._begun and not self._frame.eof:
+                    raise EOFError("the zstd frame is cut off")
+                return 0
+            if self._frame.eof:
+                self._frame = self._unpacker.decompressobj()
+            self._begun = True
+            self._ready = self._frame.decompress(data)
+            self._rest = self._frame.unused_data
+        taken = self._ready[: len(buffer)]
+        self._ready = self._ready[len(taken) :]
+        buffer[: len(taken)] = taken
+        return len(taken)
+
+
 def _unzstd(stream: IO[bytes], name: str) -> Any:
     try:
-        return io.BufferedReader(
-            importlib.import_module("zstandard").ZstdDecompressor().stream_reader(stream, read_across_frames=True), HEAD
-        )
+        return io.BufferedReader(_Zstd(stream, importlib.import_module("zstandard").ZstdDecompressor()), HEAD)
     except ModuleNotFoundError:
         with contextlib.suppress(ModuleNotFoundError):  # Python 3.14 has its own
             return importlib.import_module("compression.zstd").ZstdFile(stream)
@@ -131,6 +159,10 @@ _FREQUENT = frozenset(
 )
 
 
+# In the middle of a word: accented letters of a European encoding that were taken for halves of characters.
+_IN_WORDS = re.compile(r"(?<=[a-z])[^\x00-\x7f](?=[a-z])")
+
+
 @functools.cache
 def _usual(encoding: str) -> frozenset[str]:
     """The characters of the first level of GB 2312 (3,755) or Big5 (5,401): those in use."""
@@ -139,7 +171,7 @@ def _usual(encoding: str) -> frozenset[str]:
         if encoding == "gb18030"
         else (range(0xA4, 0xC7), [*range(0x40, 0x7F), *range(0xA1, 0xFF)])
     )
-    made = (bytes((lead, trail)).decode("gb2312" if encoding == "gb18030" else "big5", "ignore") for lead in leads for trail in trails)
+    made = (bytes((lead, trail)).decode("gb2312" if encoding == "gb18030" else encoding, "ignore") for lead in leads for trail in trails)
     return frozenset(c for c in made if c)
 
 
@@ -167,12 +199,17 @@ def detect(data: bytes, *, whole: bool) -> tuple[str, int] | Reason:
     except UnicodeDecodeError as error:
         invalid = error
     best: tuple[float, str] = (0.0, "")
-    for encoding in ("gb18030", "big5"):
+    for encoding in ("gb18030", "cp950"):  # Big5 as Windows writes it, with seven characters more
         with contextlib.suppress(UnicodeDecodeError):
             text = codecs.getincrementaldecoder(encoding)().decode(data, whole)
             letters = [c for c in text[:200_000] if c > "\x7f"]
             frequent = sum(c in _FREQUENT for c in letters) / max(1, len(letters))
             usual = sum(c in _usual(encoding) or c in _FREQUENT for c in letters) / max(1, len(letters))
+            if encoding == "gb18030" and usual <= 0.7:  # traditional characters in it, which Big5 has on its first level
+                others = _usual("gb18030") | _usual("cp950") | _FREQUENT
+                usual = sum(c in others for c in letters) / max(1, len(letters)) if frequent > 0.1 else 0.0
+            if len(_IN_WORDS.findall(text[:200_000])) > 0.3 * len(letters):
+                continue
             if usual > 0.7 and frequent + 0.1 * usual > best[0]:
                 best = frequent + 0.1 * usual, encoding
     if best[1]:

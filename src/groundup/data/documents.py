@@ -104,7 +104,8 @@ def _open(spec: str, config: Data) -> Part:
         return inside
     if any(c in spec for c in "*?["):
         matched = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
-        chosen = [p for p in matched if p.is_file()] or matched
+        apart = {p.resolve(): p for p in sorted(matched, key=lambda p: len(p.parts), reverse=True)}  # one that links lead to as well counts once
+        chosen = [p for p in sorted(apart.values()) if p.is_file()] or sorted(apart.values())
         if chosen:
             parts = [_of_path(p) for p in chosen]
             base = Path(os.path.commonpath([p.parent for p in chosen]))
@@ -119,7 +120,8 @@ def _open(spec: str, config: Data) -> Part:
         "no data '{spec}': not a built-in name, and no such file or folder." + hint,
         "没有数据 '{spec}'：既不是内置名称，也不是文件或文件夹。" + hint_zh,
         spec=spec,
-        fix="groundup data show stdlib",
+        fix="a file or folder (--set data.source=PATH), or one that is built in: groundup data show stdlib",
+        fix_zh="给出文件或文件夹（--set data.source=路径），或用内置的：groundup data show stdlib",
     )
 
 
@@ -223,7 +225,7 @@ def _unread(other: Counter[str]) -> list[tuple[str, str]]:
     if not other:
         return []
     n, listed = sum(other.values()), ", ".join(f"{s} {k}" for s, k in other.most_common(8))
-    return [(f"{n} files of other kinds were not read ({listed})", f"另有 {n} 个其他类型的文件未读取（{listed}）")]
+    return [(f"files of other kinds, not read: {n:,} ({listed})", f"另有 {n:,} 个其他类型的文件未读取（{listed}）")]
 
 
 def _gives_text(target: Any) -> bool:
@@ -419,8 +421,7 @@ def _looks_like_text(item: Item, config: Data) -> bool:
     if item.kind in ("file", "rows") and not name.endswith(".txt"):
         return True
     if item.kind in ("json", "jsonl", "parquet"):
-        first = next((f for f in _first_records(item, config)), None)
-        return first is not None and first.reason is None
+        return any(f.reason is None for f in _first_records(item, config))
     with open_item(item) as stream:
         head = read_up_to(stream, 2**16)
     told = detect(head, whole=len(head) < 2**16)
@@ -435,7 +436,7 @@ def _looks_like_text(item: Item, config: Data) -> bool:
         named = any(c in lower and any(is_picture(r[lower.index(c)]) for r in rows if lower.index(c) < len(r)) for c in FILE_COLUMNS)
         return bool(rows) and not named and text_column(header, rows, config.text.column, by_name=True) is not None
     if not header:
-        return False
+        return item.kind != "table"  # the reader of text says that it is empty
     widths = {len(r) for r in [header, *rows]}
     if any(is_picture(cell) for row in rows[:5] for cell in row):
         return False
@@ -445,7 +446,7 @@ def _looks_like_text(item: Item, config: Data) -> bool:
 
 
 def _first_records(item: Item, config: Data) -> Iterator[Found]:
-    """The first record as text, unless it names a picture."""
+    """The first records as text, unless one names a picture."""
     from groundup.data.image_folder import FILE_COLUMNS, is_picture
 
     if item.kind != "parquet":
@@ -455,4 +456,4 @@ def _first_records(item: Item, config: Data) -> Iterator[Found]:
             record = next(iter(Columns(item, config).records(value)), None) if value is not None else None
             if isinstance(record, dict) and any(is_picture(str(record.get(c, ""))) for c in FILE_COLUMNS):
                 return
-    yield from itertools.islice(read_item(item, config), 1)
+    yield from itertools.islice(read_item(item, config), 20)

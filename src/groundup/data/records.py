@@ -195,6 +195,10 @@ class Columns:
                 "not a record", f"{found} where an object like {{...}} is expected", f"应为对象 {{...}}，却是 {found}", damaged=True
             )
 
+    def named(self, column: str) -> None:
+        """The column is known, whatever the first record has in it."""
+        self._wanted = column
+
     def _column(self, record: dict[str, Any]) -> str | None:
         if self._wanted is not None:
             return self._wanted if self._wanted in record else None
@@ -212,8 +216,11 @@ class Columns:
         if isinstance(record, str):
             return Found(record, None, unit, place)
         if self._first:
-            self._first = False
             strings = [k for k, v in record.items() if isinstance(v, str)]
+            empty = next((k for k, v in record.items() if v is None and (str(k).lower() in TEXT_COLUMNS or not strings)), None)
+            if self._column(record) is None and empty is not None:  # another one tells which column it is
+                return Found(None, _lacks(str(empty)), unit, place)
+            self._first = False
             if self._column(record) is None:
                 if self._wanted is None and len(strings) == 1:
                     self._only = strings[0]
@@ -506,7 +513,9 @@ def _parquet(item: Item, config: Data, start: int) -> Iterator[Found]:
             pass
         elif name is None and config.text.column is None and len(strings) == 1:
             name = strings[0]
-        if name is None and not columns.whole:
+        if name is not None:
+            columns.named(name)
+        elif not columns.whole:
             columns.missing(list(kinds), strings)
         wanted = (
             list(kinds) if columns.whole else [c for c in (name, "title" if name in lists else None, config.columns.group) if c in kinds]

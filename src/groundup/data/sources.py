@@ -99,7 +99,8 @@ def _open_one(spec: str, config: Data) -> Dataset:
         "no data '{spec}': not a built-in name, and no such file or folder." + hint,
         "没有数据 '{spec}'：既不是内置名称，也不是文件或文件夹。" + hint_zh,
         spec=spec,
-        fix="groundup data show digits",
+        fix="a file or folder (--set data.source=PATH), or one that is built in: groundup data show digits",
+        fix_zh="给出文件或文件夹（--set data.source=路径），或用内置的：groundup data show digits",
     )
 
 
@@ -121,8 +122,10 @@ def _from_path(path: Path, config: Data) -> Dataset:
             return read_image_folder(path, config)
         return read_csv(path, config)
     raise DataError(
-        "{path}: files that end in '{suffix}' cannot be read; known: .csv, .tsv, .jsonl, .npz, .zip and .tar of pictures, folders of pictures, IDX folders",
-        "{path}：无法读取 '{suffix}' 文件；可读：.csv、.tsv、.jsonl、.npz、装图片的 .zip 与 .tar、图片文件夹、IDX 文件夹",
+        "{path}: files that end in '{suffix}' cannot be read; known: .csv, .tsv, .jsonl, .npz, .zip and .tar of pictures, folders of pictures, IDX folders; "
+        "and with text in them .txt, .md, source code, .jsonl, .json, .csv, .parquet, also as .gz or .zst",
+        "{path}：无法读取 '{suffix}' 文件；可读：.csv、.tsv、.jsonl、.npz、装图片的 .zip 与 .tar、图片文件夹、IDX 文件夹；"
+        "以及含有文本的 .txt、.md、源代码、.jsonl、.json、.csv、.parquet，可为 .gz 或 .zst",
         path=path,
         suffix=suffix or path.name,
         fix="write {path}:NAME for a function or class in it" if suffix == ".py" else None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import functools
 import hashlib
+import importlib.util
 import itertools
 import json
 import math
@@ -389,9 +390,11 @@ def open_tokenizer(where: str) -> Tokenizer:
             fix="--set task.tokenizer=bpe   trains one on the text; hub:OWNER/NAME fetches one",
             fix_zh="--set task.tokenizer=bpe   可在文本上训练一个；hub:所有者/名称 可从 hub 下载",
         )
-    if path.is_file() and path.name.endswith(".json"):
-        path = path.parent
+    if path.is_file() and path.name in ("tokenizer.json", "tokenizer.model"):
+        path = path.parent  # what lies beside it belongs to it
     try:
+        if path.is_file():
+            return Tokenizer(tokenizers.Tokenizer.from_file(str(path)), {})
         if path.is_dir():
             settings = files.read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
             if (path / "chat_template.jinja").is_file():
@@ -401,12 +404,22 @@ def open_tokenizer(where: str) -> Tokenizer:
             for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
                 if (path / vocabulary).is_file() and (path / merges).is_file():
                     return _gpt2(path / vocabulary, path / merges, settings)
+            if (path / "tokenizer.model").is_file() and importlib.util.find_spec("sentencepiece") is None:
+                raise DataError(
+                    "'{where}' has a SentencePiece model only, and the package that reads it is missing",
+                    "'{where}' 只有 SentencePiece 模型，但缺少读取它的软件包",
+                    where=where,
+                    fix="pip install sentencepiece protobuf   (or a folder with a tokenizer.json)",
+                    fix_zh="pip install sentencepiece protobuf   （或使用带 tokenizer.json 的目录）",
+                )
         from transformers import AutoTokenizer
 
         opened = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else where.removeprefix("hub:"))
         core = tokenizers.Tokenizer.from_str(opened.backend_tokenizer.to_str())
         special = {name: str(value) for name, value in opened.special_tokens_map.items() if isinstance(value, str)}
         return Tokenizer(core, special | {"chat_template": opened.chat_template})
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(
             "no tokenizer can be read from '{where}': {why}",

@@ -236,14 +236,23 @@ class Decoder(LanguageModel):
         kv_heads = kv_heads or (preset[3] if heads == preset[2] else heads)
         hidden = hidden or (preset[4] if width == preset[1] else -(-width * 8 // 3 // 32) * 32)
         head_dim = head_dim or width // heads
-        if heads % kv_heads or head_dim % 2 or (bias not in ("none", "qkv", "all")):
+        if bias not in ("none", "qkv", "all"):
             raise ModelError(
-                "width {width} with {heads} heads and {kv} kv_heads: heads must be a multiple of kv_heads, and width / heads an even number",
-                "width {width}、{heads} 个头、{kv} 个 kv 头：heads 应是 kv_heads 的倍数，width / heads 应为偶数",
-                width=width,
+                "model.bias = '{bias}'; known: none, qkv, all", "model.bias = '{bias}'；可用：none、qkv、all", bias=bias, fix="--set model.bias=none"
+            )
+        if heads % kv_heads or head_dim % 2:
+            raise ModelError(
+                "{heads} heads, {kv} kv_heads and a head_dim of {dim}: heads must be a multiple of kv_heads, and head_dim (width / heads where it is not set) an even number",
+                "{heads} 个头、{kv} 个 kv 头、head_dim {dim}：heads 应是 kv_heads 的倍数，head_dim（未设置时为 width / heads）应为偶数",
                 heads=heads,
                 kv=kv_heads,
-                fix="--set model.heads=4 --set model.kv_heads=4",
+                dim=head_dim,
+                fix="--set model.kv_heads={heads}" if heads % kv_heads else "--set model.head_dim={even}",
+                even=head_dim + head_dim % 2,
+            )
+        if experts < 0:
+            raise ModelError(
+                "model.experts = {n}: 0 (one MLP) or more", "model.experts = {n}：0（单个 MLP）或更多", n=experts, fix="--set model.experts=8"
             )
         if not (norm_eps > 0 and rope_theta > 0):
             raise ModelError(

@@ -57,6 +57,7 @@ class Sampling:
             "top_p": (self.top_p is None or 0 <= self.top_p <= 1, "0 .. 1"),
             "min_p": (self.min_p is None or 0 <= self.min_p <= 1, "0 .. 1"),
             "repetition_penalty": (self.repetition_penalty > 0, "> 0"),
+            "stop": (all(self.stop), "!= ''"),
             "precision": (self.precision in get_args(Precision), " | ".join(get_args(Precision))),
         }
         for name, (good, expected) in bounds.items():

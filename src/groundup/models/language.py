@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from groundup.core.errors import ModelError
+from groundup.core.errors import ModelError, did_you_mean
 from groundup.models import fused
 from groundup.models.base import Model
 
@@ -180,6 +180,9 @@ def positions_of(documents: Tensor) -> Tensor:
 
 
 # -- rotary positions ------------------------------------------------------------------------------------------------------------
+ROPE_KEYS = ("type", "factor", "original", "fast", "slow", "attention", "truncate", "low", "high")
+
+
 def rope_frequencies(head_dim: int, theta: float, scaling: dict[str, Any] | None, context: int) -> tuple[Tensor, float]:
     """Inverse wavelengths [head_dim / 2] and the factor of cosines and sines (Su et al., RoFormer, arXiv 2104.09864, 3.2).
 
@@ -197,6 +200,13 @@ def rope_frequencies(head_dim: int, theta: float, scaling: dict[str, Any] | None
             kind=kind,
             fix="--set 'model.rope_scaling={{type: linear, factor: 2}}'",
         )
+    for key in scaling:
+        if key not in ROPE_KEYS:
+            hint, hint_zh = did_you_mean(str(key), ROPE_KEYS)
+            raise ModelError(
+                "model.rope_scaling has no '{key}'." + hint, "model.rope_scaling 没有 '{key}'。" + hint_zh, key=key,
+                fix="--set 'model.rope_scaling={{type: yarn, factor: 4, original: 2048}}'",
+            )  # fmt: skip
     try:
         factor = float(scaling["factor"])
         if not factor >= 1:

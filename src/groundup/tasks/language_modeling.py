@@ -131,6 +131,13 @@ class LanguageModeling(Task):
                 z=z_loss,
                 fix="--set task.logit_softcap=30 --set task.z_loss=1e-4",
             )
+        if sample_tokens < 1:
+            raise RecipeError(
+                "task.sample_tokens = {n}: at least 1; no samples at all: task.prompts=[]",
+                "task.sample_tokens = {n}：至少为 1；不需要样例则设 task.prompts=[]",
+                n=sample_tokens,
+                fix="--set task.sample_tokens=64",
+            )
         self._set_context(context)
         self.wanted, self.vocabulary = tokenizer, vocabulary
         self.z_loss, self.softcap, self.prompts, self.sample_tokens = z_loss, logit_softcap, list(prompts), sample_tokens
@@ -180,8 +187,8 @@ class LanguageModeling(Task):
                     "the tokenizer '{name}' names no token for the end of a text",
                     "分词器 '{name}' 没有指定文本结束的词元",
                     name=self.wanted,
-                    fix='write "eos_token" into its tokenizer_config.json',
-                    fix_zh='在其 tokenizer_config.json 中写上 "eos_token"',
+                    fix='name its folder, with a tokenizer_config.json beside tokenizer.json that has "eos_token" in it',
+                    fix_zh='请给出目录，并在 tokenizer.json 旁放一个写有 "eos_token" 的 tokenizer_config.json',
                 )
         if not self.facts:
             self.facts = self._compared(corpus.texts(train))
