@@ -219,11 +219,11 @@ def print_data(facts: dict[str, Any]) -> None:
     if "classes" in facts:
         rows = [[c, *(f"{n.get(s, 0):,}" for s in splits)] for c, n in list(facts["classes"].items())[:50]]
         rows.append([say("all", "合计"), *(f"{facts['splits'][s]:,}" for s in splits)])
-        console.table([say("class", "类别"), *splits], rows, right=tuple(range(1, len(splits) + 1)))
+        console.table([say("class", "类别"), *map(split_name, splits)], rows, right=tuple(range(1, len(splits) + 1)))
         if len(facts["classes"]) > 50:
             console.line(say("... and {n} more classes", "……另有 {n} 个类别", n=len(facts["classes"]) - 50))
     else:
-        console.table([say("split", "划分"), say("records", "记录数")], [[s, f"{n:,}"] for s, n in facts["splits"].items()], right=(1,))
+        console.table([say("split", "划分"), say("records", "记录数")], [[split_name(s), f"{n:,}"] for s, n in facts["splits"].items()], right=(1,))
         t = facts["target"]
         console.line(
             say(
@@ -822,7 +822,8 @@ def print_verification(facts: dict[str, Any]) -> None:
     for check in facts["checks"]:
         good = check["problem"] is None
         console.line(
-            f"{'ok ' if good else 'BAD'} {check['what']}" + ("" if good else f": {check['problem']}"), style=None if good else "red"
+            f"{say('ok ', '完好') if good else say('BAD', '损坏')} {check['what']}" + ("" if good else f"{say(': ', '：')}{check['problem']}"),
+            style=None if good else "red",
         )
     if not facts["checks"]:
         console.line(say("nothing to verify: no checkpoint and no model yet", "没有可校验的内容：还没有检查点和模型"))

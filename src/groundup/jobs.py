@@ -70,11 +70,18 @@ def open_run(
 ) -> tuple[Recipe, RunFolder, dict[str, Any] | None]:
     """The resolved recipe and its locked run folder; and the result, where that run is finished."""
     existing = resume and out is not None and (out / "recipe.yaml").is_file()
+    if extend and not resume:
+        raise RunError(
+            "--extend makes a run longer that is there: it goes with --resume",
+            "--extend 用于延长已有的运行：要与 --resume 同用",
+            fix="groundup train RECIPE --resume --extend --out RUN --set train.epochs=20",
+        )
     if resume and out is None:
         raise RunError(
             "--resume needs the run folder",
             "--resume 需要指定运行目录",
             fix="groundup train --resume --out RUN   (groundup runs list shows them)",
+            fix_zh="groundup train --resume --out RUN   （groundup runs list 可列出）",
         )
     if not existing:
         if recipe is None:

@@ -634,11 +634,12 @@ def _save_model(job: Job, weights: dict[str, Any], facts: dict[str, Any], readme
         "the training is done, but {model} could not be written ({cause}). "
         + ("The model was put into {rescue} instead. " if rescue else "")
         + "Last checkpoint: {last}",
-        "训练已完成，但 {model} 无法写入（{cause}）。" + ("模型已改存到 {rescue}。" if rescue else "") + "最后的检查点：{last}",
+        "训练已完成，但 {model} 无法写入（{cause}）。" + ("模型已改存到 {rescue}。" if rescue else "") + "最后的检查点：{last_zh}",
         model=run.model,
         cause=cause,
         rescue=rescue,
-        last=f"step {steps[-1]}" if steps else say("none", "无"),
+        last=f"step {steps[-1]}" if steps else "none",
+        last_zh=f"第 {steps[-1]} 步" if steps else "无",
         fix=f"free at least {files.human_bytes(_model_bytes(job.state.model))}, then: groundup train --resume --out {typed(run.path)}",
         fix_zh=f"腾出至少 {files.human_bytes(_model_bytes(job.state.model))}，然后：groundup train --resume --out {run.path}",
     )
@@ -723,7 +724,7 @@ def tuning_recipe(
     overrides = dict(overrides or {})
     general = str(overrides.get("evaluate.general", "auto"))
     if base.task.kind == "text" and Path(general).suffix and "://" not in general and ":" not in general and not Path(general).expanduser().exists():
-        raise DataError("--general {file}: no such file", "--general {file}：没有这个文件", file=general, fix="--general none, or leave it out")
+        raise DataError("--general {file}: no such file", "--general {file}：没有这个文件", file=general, fix="--general none, or leave it out", fix_zh="--general none，或不写")
     if rehearse:
         if "data" not in base.card or not isinstance(base.card["data"]["spec"]["source"], str):
             raise DataError(
@@ -864,8 +865,9 @@ def _reads_examples(loaded: modelfolder.Loaded, data: str | None) -> None:
     console.line(
         say(
             "read as conversations, through the template: {template}; what counts are the assistant's turns",
-            "按对话读取，对话模板：{template}；只计入助手的发言",
+            "按对话读取，对话模板：{template_zh}；只计入助手的发言",
             template=loaded.task.template_name,
+            template_zh="模型自带" if loaded.task.template_name == "its own" else loaded.task.template_name,
         )
     )
 

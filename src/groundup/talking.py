@@ -43,12 +43,17 @@ def generate(model: str, prompts: Sequence[str], how: Sampling, *, as_json: bool
     begin, texts, streams = time.perf_counter(), [""] * len(rows), list[TextStream]()
     if not as_json and len(rows) == 1:
         _show(prompts[0])
-    for i, piece in write(loaded.model, tokenizer, rows, how, streams, continued=True):  # type: ignore[arg-type]
-        texts[i] += piece
-        if as_json:
-            _line({"prompt": i, "text": piece})
-        elif len(rows) == 1:
-            _show(piece)
+    try:
+        for i, piece in write(loaded.model, tokenizer, rows, how, streams, continued=True):  # type: ignore[arg-type]
+            texts[i] += piece
+            if as_json:
+                _line({"prompt": i, "text": piece})
+            elif len(rows) == 1:
+                _show(piece)
+    except KeyboardInterrupt:
+        if not as_json and len(rows) == 1:
+            _show("\n")  # what is said of it has a line of its own
+        raise
     seconds, tokens = time.perf_counter() - begin, sum(len(s.ids) for s in streams)
     full = [i for i, s in enumerate(streams) if len(s.ids) < how.max_tokens and len(rows[i]) + len(s.ids) >= loaded.task.input_shape[0]]
     if as_json:

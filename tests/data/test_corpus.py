@@ -83,7 +83,7 @@ def test_a_folder_with_chinese_names_and_spaces(made, write, tmp_path):
     c = made(tmp_path / "我的 文本", **ALL)
     assert everything(c) == ["第一个文件的内容", "# second", "print(1)"] and c.name == "我的 文本"
     assert [c.describe(i) for i in range(3)] == ["一 号.txt", "子 目录/b.md", "子 目录/run.py"]
-    assert any("1 files of other kinds" in en and "另有 1 个" in zh for en, zh in c.notes)
+    assert any("files of other kinds, not read: 1" in en and "另有 1 个" in zh for en, zh in c.notes)
     assert set(c.files) == {"一 号.txt", "子 目录/b.md", "子 目录/run.py"}
     assert everything(made(str(tmp_path / "我的 文本" / "**" / "*.md"), **ALL)) == ["# second"]
     assert everything(made([{"source": str(tmp_path / "我的 文本"), "weight": None}], **ALL)) == everything(c)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from groundup.checking.tape import tensors
-from groundup.core.errors import UserError
+from groundup.core.errors import UserError, did_you_mean
 
 NAMES = (
     "model", "loss_fn", "optimizer", "train_loader", "val_loader", "compute_loss", "train_step", "fit", "evaluate", "scheduler", "tokenizer",
@@ -237,6 +237,14 @@ def from_script(path: Path, names: dict[str, str]) -> Subject:
     sys.argv = [str(path)]
     spec.loader.exec_module(module)
     space = vars(module)
+    for name, given in names.items():
+        hint, hint_zh = did_you_mean(name, NAMES)
+        if name not in NAMES:
+            raise UserError("--name {name}={given}: nothing is called {name}." + hint, "--name {name}={given}：没有 {name} 这一项。" + hint_zh,
+                            name=name, given=given, fix="groundup check --help")  # fmt: skip
+        if name != "model" and given not in space:
+            raise UserError("--name {name}={given}: the script has no '{given}' at its top level", "--name {name}={given}：脚本的顶层没有 '{given}'",
+                            name=name, given=given, fix="groundup check --help")  # fmt: skip
     found: dict[str, Any] = {}
     for name in NAMES:
         for candidate in (names.get(name, name), *OTHERS.get(name, ())):

@@ -428,7 +428,7 @@ def _hint(key: str) -> tuple[str, str]:
             siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
             listed = ", ".join(siblings)
             return (f" Keys here: {listed}.", f"这里可用的键：{listed}。") if siblings else ("", "")
-    named = [f"'{k}'" for k in found[:3]]
+    named = [f"'{k}'" for k in dict.fromkeys(found)][:3]
     return f" Did you mean {', '.join(named)}?", f"是不是 {'、'.join(named)}？"
 
 

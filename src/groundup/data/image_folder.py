@@ -7,7 +7,7 @@ import hashlib
 import io
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from groundup.core.messages import say
 from groundup.core.recipe import Data
 from groundup.data import cache
 from groundup.data.dataset import Dataset
-from groundup.data.pictures import IMAGE_SUFFIXES, REASONS_ZH, ArrayImages, FileImages, Resize, decode, quiet_pillow
+from groundup.data.pictures import IMAGE_SUFFIXES, ArrayImages, FileImages, Resize, decode, quiet_pillow, reason_zh
 from groundup.data.table import SPLIT_NAMES, json_rows, rows_of, split_column, text_of
 from groundup.data.tree import Archive, Folder, Tree, is_archive
 
@@ -93,9 +93,20 @@ def _listing(source: Path, tree: Tree, table: str | None, config: Data) -> Listi
         listing.notes.append(
             (f"{unlabelled} pictures lie in no label's folder and were passed over", f"有 {unlabelled} 张图片不在任何标签文件夹里，已跳过")
         )
+    if source.is_dir() and (empty := _without_pictures(source, listing.names)):
+        listing.notes.append(
+            (f"folders without a picture, which make no class: {', '.join(empty)}", f"没有图片的文件夹，不构成类别：{'、'.join(empty)}")
+        )
     if other:
         listing.notes.append((f"{other} files are not pictures and were passed over", f"有 {other} 个文件不是图片，已跳过"))
     return listing
+
+
+def _without_pictures(source: Path, names: Sequence[str]) -> list[str]:
+    """Folders beside those of labels that hold no picture."""
+    used = {(source / n).parent for n in names}
+    beside = {folder for place in {u.parent for u in used if u != source} for folder in place.iterdir() if folder.is_dir()}
+    return sorted(f.name for f in beside if not f.name.startswith((".", "_")) and not any(u == f or f in u.parents for u in used))
 
 
 def list_labelled(tree: Tree) -> tuple[Listing, int]:
@@ -273,7 +284,7 @@ def read_pictures(name: str, tree: Tree, listing: Listing, config: Data, source:
             source=source,
             n=len(names),
             reason=heads[0]["error"],
-            reason_zh=REASONS_ZH.get(heads[0]["error"], heads[0]["error"]),
+            reason_zh=reason_zh(heads[0]["error"]),
         )
     channels = config.image.channels if config.image.channels != "auto" else (3 if any(h.get("colour") for h in heads) else 1)
     if config.image.size == "auto":
@@ -304,7 +315,7 @@ def read_pictures(name: str, tree: Tree, listing: Listing, config: Data, source:
     images, bad = _decode_all(name, tree, names, heads, channels, size, config, notes)
     keep = np.array([i for i in range(len(names)) if i not in bad], dtype=np.int64)
     rejected += [
-        {"record": names[i], "reason": reason, "reason_zh": f"图片损坏：{REASONS_ZH.get(reason, reason)}"}
+        {"record": names[i], "reason": reason, "reason_zh": f"图片损坏：{reason_zh(reason)}"}
         for i, reason in sorted(bad.items())
     ]
     if not len(keep):

@@ -19,9 +19,17 @@ from groundup.core.errors import DataError
 from groundup.core.recipe import Picture
 from groundup.data.tree import Tree
 
-REASONS_ZH = {"the file is empty": "文件为空", "not a picture": "不是图片", "No such file or directory": "文件不存在"}
+REASONS_ZH = {
+    "the file is empty": "文件为空", "not a picture": "不是图片", "No such file or directory": "文件不存在",
+    "image file is truncated": "图片不完整",
+}  # fmt: skip
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 Filter = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+
+def reason_zh(reason: str) -> str:
+    """Why a picture cannot be read, in Chinese where it is one of the usual reasons."""
+    return REASONS_ZH.get(reason.partition(" (")[0], reason)
 
 
 @dataclass(frozen=True)

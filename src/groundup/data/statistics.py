@@ -79,6 +79,9 @@ def problems(prepared: Prepared, *, classification: bool) -> list[dict[str, Any]
         records = records or []
         found.append({"severity": severity, "message": en, "message_zh": zh, "records": records, "records_zh": records_zh or records})
 
+    if dataset.kind == "image":  # what was passed over
+        for note in dataset.notes:
+            add("info", *note)
     if dataset.kind == "text":
         corpus, examples = dataset.inputs, prepared.config.text.document in ("conversation", "preference")
         for code, count in corpus.statistics["rejected"].items():

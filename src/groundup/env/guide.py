@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
@@ -218,6 +219,11 @@ def configure_knowledge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("topic", nargs="?", help="one of its parts, such as releases, kernels, drivers / 其中一部分")
 
 
+def _cells(words: str) -> int:
+    """How wide they are on a terminal, where a Chinese character takes two places."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in words)
+
+
 def run_knowledge(options: argparse.Namespace) -> int:
     data = knowledge.load()
     if options.topic and options.topic not in data:
@@ -240,8 +246,8 @@ def run_knowledge(options: argparse.Namespace) -> int:
         (r["torch"], "{}-{}".format(*r["python"]), " ".join(sorted(r["cuda"], key=lambda t: knowledge.cuda_of(t) or ())), " ".join(r["rocm"]),
          r["torchvision"], r["torchaudio"], r["glibc"]) for r in knowledge.releases()
     ]  # fmt: skip
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    print("\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows))
+    widths = [max(_cells(row[i]) for row in rows) for i in range(len(head))]
+    print("\n".join("  ".join(cell + " " * (width - _cells(cell)) for cell, width in zip(row, widths)).rstrip() for row in rows))
     for entry in data["drivers"]["by_cuda_major"]:
         number = dotted(version(entry["linux"])[:1]) if entry["major"] >= 13 else entry["linux"]
         print("CUDA {}: {} >= {} (Windows {})".format(entry["major"], "驱动" if zh else "driver", number, entry["windows"]))

@@ -270,7 +270,7 @@ class ImageInputs:
     def read(self, raw: Any) -> Tensor:
         """A path, bytes, a PIL picture or an array -> uint8 [1, C, H, W] in the model's size. Raises DataError."""
         from groundup.data.dataset import from_arrays, read_bytes
-        from groundup.data.pictures import REASONS_ZH, decode, picture_array, pil_picture, quiet_pillow
+        from groundup.data.pictures import decode, picture_array, pil_picture, quiet_pillow, reason_zh
 
         channels, height, width = self.shape
         if isinstance(raw, str | Path):
@@ -291,7 +291,7 @@ class ImageInputs:
                     "{where} 不是可读取的图片：{error_zh}",
                     where=where,
                     error=error,
-                    error_zh=REASONS_ZH.get(str(error), error),
+                    error_zh=reason_zh(str(error)),
                 ) from error
         else:
             from PIL import Image

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from groundup.core import files
 from groundup.core.errors import RunError
+from groundup.core.messages import say
 from groundup.training.state import TrainState
 
 FORMAT = 1
@@ -85,27 +86,28 @@ def write_manifest(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a folder against its manifest, or None. Every byte is read."""
+    """What is wrong with a folder against its manifest, in the user's language, or None. Every byte is read."""
     try:
         manifest = files.read_json(folder / "manifest.json")
         listed = {name: (facts["bytes"], facts["sha256"]) for name, facts in manifest["files"].items()}
         if manifest["format"] > FORMAT:
-            return f"manifest.json has format {manifest['format']}; this groundup reads up to {FORMAT}"
+            return say("manifest.json has format {n}; this groundup reads up to {most}", "manifest.json 的格式为 {n}；此版本最多读到 {most}", n=manifest["format"], most=FORMAT)
     except FileNotFoundError:
-        return "manifest.json is missing"
+        return say("manifest.json is missing", "缺少 manifest.json")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"manifest.json is damaged ({type(error).__name__})"
+        return say("manifest.json is damaged ({kind})", "manifest.json 已损坏（{kind}）", kind=type(error).__name__)
     for name, (size, digest) in listed.items():
         path = folder / name
         try:
             if not path.is_file():
-                return f"{name} is missing"
+                return say("{name} is missing", "缺少 {name}", name=name)
             if path.stat().st_size != size:
-                return f"{name} has {path.stat().st_size} bytes, its manifest says {size}"
+                found = path.stat().st_size
+                return say("{name} has {found} bytes, its manifest says {size}", "{name} 有 {found} 字节，清单记录为 {size}", name=name, found=found, size=size)
             if files.sha256(path) != digest:
-                return f"{name} has changed (its sha256 differs from the manifest)"
+                return say("{name} has changed (its sha256 differs from the manifest)", "{name} 已被改动（sha256 与清单不符）", name=name)
         except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
+            return say("{name} cannot be read ({cause})", "{name} 无法读取（{cause}）", name=name, cause=error)
     return None
 
 
