@@ -65,6 +65,7 @@ def rehearse(job: Job) -> None:
                     n=batches.micro_batch_size,
                     device=job.plan.device,
                     fix="--set train.micro_batch_size=auto   or a smaller model",
+                    fix_zh="--set train.micro_batch_size=auto   或换更小的模型",
                 ) from error
             batches.micro_batch_size //= 2
             batches.micro_batch_size += pairs and batches.micro_batch_size % 2

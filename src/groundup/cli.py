@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -582,7 +583,7 @@ def _nothing_to_check() -> Exception:
     from groundup.core.errors import UserError
 
     return UserError(
-        "name what is to be checked", "请指出要检查的对象", fix="groundup check train.py   (or a recipe: groundup check digits-cnn)"
+        "name what is to be checked", "请指出要检查的对象", fix="groundup check train.py   (or a recipe: groundup check digits-cnn)", fix_zh="groundup check train.py   （或 recipe：groundup check digits-cnn）"
     )
 
 
@@ -1139,6 +1140,8 @@ def _failed(error: BaseException, given: list[str]) -> int:
         context = getattr(error, "ctx", None)
         if context is not None:
             told.fix_en = told.fix_zh = f"{context.command_path} --help"
+            if context.info_name == "predict" and re.match(r"No such option: -[\d.]", message):
+                told.fix_en, told.fix_zh = "-- before a negative number: groundup predict MODEL -- -0.5,4.2", "负数开头时前面写 --：groundup predict MODEL -- -0.5,4.2"
             if context.info_name == "tune" and "--resume" in given:
                 told.fix_en = told.fix_zh = "groundup train --resume --out RUN"
     elif isinstance(error, BrokenPipeError):  # `| head` has read enough; what Python would flush on leaving has nowhere to go

@@ -830,14 +830,15 @@ def print_verification(facts: dict[str, Any]) -> None:
 
 
 def print_explanation(entry: dict[str, Any]) -> None:
-    console.line(f"{entry['id']}  ({entry['severity']})", style="bold")
+    kinds = {"error": "错误", "warning": "警告", "info": "提示", "blocking": "阻断"}
+    console.line(f"{entry['id']}  ({say(entry['severity'], kinds.get(entry['severity'], entry['severity']))})", style="bold")
     console.line(entry["says"])
     console.line(entry["why"])
     console.line("→ " + entry["fix"], style="bold")
     for key, title in (("wrong", say("wrong", "错误")), ("right", say("right", "正确"))):
         if entry[key]:
-            console.line(f"{title}:", style="dim")
+            console.line(title + say(":", "："), style="dim")
             for line in entry[key].splitlines():
                 console.line(f"    {line}")
     if entry["source"]:
-        console.line(f"{say('source', '来源')}: {entry['source']}", style="dim")
+        console.line(f"{say('source: ', '来源：')}{entry['source']}", style="dim")

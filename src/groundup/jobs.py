@@ -162,6 +162,7 @@ def _absolute(recipe: Recipe) -> Recipe:
             "train.tokens 用于语言模型；任务 '{task}' 按样本计数",
             task=recipe.task.name,
             fix="--set train.epochs=3   or   --set train.steps=1000",
+            fix_zh="--set train.epochs=3   或   --set train.steps=1000",
         )
 
     def code(named: Named) -> Named:

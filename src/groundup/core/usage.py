@@ -31,11 +31,14 @@ _HELP = [
     (r"^Usage: ", "用法："),
     (r"^Arguments:$", "参数："),
     (r"^Options:$", "选项："),
+    (r"<int range>", "<整数>     "),
+    (r"<float range>", "<小数>       "),
+    (r"<list\[str\]>", "<文本>     "),
     (r"^Commands:$", "命令："),
     (r"\[OPTIONS\]", "[选项]"),
     (r"COMMAND \[ARGS\]\.\.\.", "命令 [参数]..."),
     (r"\[required\]", "[必填]"),
-    (r"\[default: ", "[默认："),
+    (r"\[default:(?: |(?=$))", "[默认："),
     (r"Show this message and exit\.", "显示本说明并退出。"),
 ]
 

@@ -134,6 +134,7 @@ def render(
                 "the chat template writes earlier turns anew, so that what the assistant says cannot be told apart",
                 "对话模板会改写之前的轮次，无法区分助手的回答",
                 fix="--set task.template=chatml   or plain",
+                fix_zh="--set task.template=chatml   或 plain",
             )
     trained = np.zeros(len(starts), dtype=bool)
     for first, last in spans:

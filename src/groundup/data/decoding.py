@@ -348,6 +348,7 @@ def named_encoding(name: str) -> str:
             "data.text.encoding：没有编码 '{name}'",
             name=name,
             fix="--set data.text.encoding=auto   (or utf-8, gb18030, big5, latin-1, ...)",
+            fix_zh="--set data.text.encoding=auto   （或 utf-8、gb18030、big5、latin-1 等）",
         ) from error
 
 

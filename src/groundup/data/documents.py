@@ -96,6 +96,7 @@ def _open(spec: str, config: Data) -> Part:
                 "'{spec}' 不是文本数据集",
                 spec=spec,
                 fix="groundup data show stdlib   is one that is built in",
+                fix_zh="groundup data show stdlib   是内置的一份",
             )
         return _of_source(source)
     if files.exists(path):

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
-from typing import Any, Optional, Sequence, Type
+from typing import Any, NoReturn, Optional, Sequence, Type
 
 from groundup.env.language import LANGUAGES, pick
 
@@ -77,20 +78,45 @@ def _in(language: str) -> Type[argparse.HelpFormatter]:
     return Formatter
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in the user's language, and what to type next."""
+
+    zh = False
+
+    def error(self, message: str) -> NoReturn:
+        if self.zh:
+            for english, chinese in ERRORS_ZH:
+                message = re.sub(english, chinese, message)
+        print("{}{}\n  {}{} --help".format("错误：" if self.zh else "error: ", message, "解决办法：" if self.zh else "Fix: ", self.prog), file=sys.stderr)
+        raise SystemExit(REFUSED)
+
+
+ERRORS_ZH = (
+    (r"the following arguments are required: (.+)", r"缺少参数 \1"),
+    (r"argument (\S+): invalid choice: (\S+) \(choose from (.+)\)", r"没有 \2；可用：\3"),
+    (r"unrecognized arguments: (.+)", r"无法识别的参数：\1"),
+    (r"argument (\S+): expected one argument", r"\1 后面缺少值"),
+    (r"argument (\S+): invalid (\S+) value: (.+)", r"\1 的值无效：\3"),
+    (r"argument (\S+): not allowed with argument (\S+)", r"\1 不能与 \2 同用"),
+)
+
+
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     wished = [after for word, after in zip(arguments, [*arguments[1:], ""]) if word == "--lang"] + [w[7:] for w in arguments if w.startswith("--lang=")]
     language = pick(wished[0] if wished else None)
     form = _in(language)
-    parser = argparse.ArgumentParser(
+    _Parser.zh = language == "zh"
+    parser = _Parser(
         prog="groundup env",
         formatter_class=form,
         description="The environment: what is here, what is wrong, which torch fits, and how to install it. / 环境：有什么、哪里不对、装哪个 torch、怎么装。",
         epilog="Each verb has --json and --lang en|zh, and tells more with --help. / 每个命令都有 --json 与 --lang en|zh，--help 查看详细说明。",
     )
     # The two options every command has: before or after the command's name.
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", help="exactly one JSON object on stdout / 只输出一个 JSON 对象")
-    common.add_argument("--lang", choices=LANGUAGES, help="language of the messages / 提示语言")
+    common = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    for place in (common, parser):
+        place.add_argument("--json", action="store_true", help="exactly one JSON object on stdout / 只输出一个 JSON 对象")
+        place.add_argument("--lang", choices=LANGUAGES, help="language of the messages / 提示语言")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.required = True
     asked = next((word for word in arguments if word in VERBS), None)

@@ -47,7 +47,7 @@ def harness(
     names = [_name(Path(t).expanduser()) if t.endswith((".yaml", ".yml")) else t for t in tasks]
     manager = TaskManager(include_path=[str(f.parent) for f in files] or None)  # type: ignore[no-untyped-call, unused-ignore]
     if unknown := [n for n in names if not manager.match_tasks([n])]:
-        raise DataError("lm-eval has no task '{name}'", "lm-eval 没有任务 '{name}'", name=unknown[0], fix="lm_eval ls tasks   lists them")
+        raise DataError("lm-eval has no task '{name}'", "lm-eval 没有任务 '{name}'", name=unknown[0], fix="lm_eval ls tasks   lists them", fix_zh="lm_eval ls tasks   可列出全部")
     try:
         found: Any = lm_eval.simple_evaluate(
             bridge(model, tokenizer), tasks=list(names), limit=limit, task_manager=manager, apply_chat_template=chat, bootstrap_iters=1000,

@@ -145,7 +145,8 @@ class Gate:
             given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
             if not hmac.compare_digest(given.encode("latin-1"), self.key):  # a header's bytes arrive as Latin-1
                 raise Refusal(401, "Unauthorized", "the API key is missing or wrong", "缺少 API 密钥，或密钥不正确",
-                              fix="Authorization: Bearer KEY, or X-API-Key: KEY", headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
+                              fix="Authorization: Bearer KEY, or X-API-Key: KEY",
+                              fix_zh="Authorization: Bearer KEY，或 X-API-Key: KEY", headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
 
 
 def _host(text: str) -> str:

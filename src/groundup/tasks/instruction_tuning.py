@@ -116,6 +116,7 @@ class InstructionTuning(LanguageModeling):
                 "instruction-tuning needs a model to start from",
                 "instruction-tuning 需要一个起始模型",
                 fix="groundup tune MODEL --data FILE   or   --set init=MODEL",
+                fix_zh="groundup tune MODEL --data FILE   或   --set init=MODEL",
             )
 
     def load_state(self, state: dict[str, Any]) -> None:

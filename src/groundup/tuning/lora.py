@@ -78,6 +78,7 @@ def lora(
                     given=given,
                     own=has[name],
                     fix="leave it out, or merge the adapter first: groundup export MODEL --merge",
+                    fix_zh="不写这一项，或先合并适配器：groundup export MODEL --merge",
                 )
         names = list(there)
         for layer in there.values():
