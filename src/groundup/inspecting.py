@@ -179,7 +179,7 @@ def _print_text(facts: dict[str, Any]) -> None:
             size=files.human_bytes(after["bytes"]),
         )
     )
-    rows = [[say("as found", "原始"), before], [say("kept", "保留"), after], *([name, part] for name, part in after["splits"].items())]
+    rows = [[say("as found", "原始"), before], [say("kept", "保留"), after], *([split_name(name), part] for name, part in after["splits"].items())]
     console.table(
         ["", say("documents", "文档"), say("characters", "字符"), say("bytes", "字节")],
         [[name, *(f"{part[k]:,}" for k in ("documents", "characters", "bytes"))] for name, part in rows],
@@ -187,12 +187,15 @@ def _print_text(facts: dict[str, Any]) -> None:
     )
     lengths = facts["characters"]
     if lengths:
-        listed = ", ".join(f"{k} {v:,.0f}" for k, v in lengths.items())
+        named = {"min": say("min", "最短"), "median": say("median", "中位数"), "max": say("max", "最长")}
+        listed = ", ".join(f"{named.get(k, k)} {v:,.0f}" for k, v in lengths.items())
         console.line(say("characters of a document: {listed}", "每篇字符数：{listed}", listed=listed))
     for label, counts in ((say("languages", "语言"), facts["languages"]), (say("encodings", "编码"), facts["encodings"])):
-        console.line(f"{label}: " + ", ".join(f"{k} {n:,}" for k, n in sorted(counts.items(), key=lambda item: -item[1])[:8]))
+        console.line(label + say(": ", "：") + ", ".join(f"{k} {n:,}" for k, n in sorted(counts.items(), key=lambda item: -item[1])[:8]))
     for note in facts["notes_zh" if language() == "zh" else "notes"]:
         console.line(f"- {note}")
+    if facts["rejected_file"]:
+        console.line(say("left out: {file}", "被移除的：{file}", file=facts["rejected_file"]))
 
 
 def print_data(facts: dict[str, Any]) -> None:
@@ -737,7 +740,7 @@ def _event(event: dict[str, Any]) -> str:
         value = files.human_bytes(value) if key in ("memory", "disk") and value else units.human_seconds(value) if key == "seconds" else value
         return f"{FACTS_ZH.get(key, key) if zh else key} {value}"
 
-    rest = [shown(k, v) for k, v in event.items() if k not in ("event", "time")]
+    rest = [shown(k, local(event, k)) if f"{k}_zh" in event else shown(k, v) for k, v in event.items() if k not in ("event", "time") and not k.endswith("_zh")]
     name = EVENTS_ZH.get(event["event"], event["event"]) if zh else event["event"]
     return say("{name}: {rest}", "{name}：{rest}", name=name, rest=say(", ", "，").join(rest))
 

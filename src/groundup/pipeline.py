@@ -53,6 +53,7 @@ from groundup.metrics import MetricSet
 from groundup.metrics.language import SummedMetrics
 from groundup.models import adapters
 from groundup.models.base import count_parameters
+from groundup.models.decoder import SIZES
 from groundup.models.generation import Sampling, write
 from groundup.models.language import LanguageModel
 from groundup.tasks.base import Encoded, Task
@@ -175,7 +176,7 @@ def train(
             run=run.path,
         ) from error
     except GroundupError as error:
-        run.event("error", type=type(error).__name__, message=error.en)
+        run.event("error", type=type(error).__name__, message=error.en, message_zh=error.zh)
         raise
     finally:
         _close(watchers)
@@ -271,6 +272,14 @@ def plan(
 
     given: Any = target if shape else load(target, overrides)
     planned = subject({})
+    if shape and str(target) in SIZES:
+        console.line(
+            say(
+                "with a vocabulary of {n:,} tokens; another: --set task.vocabulary=N",
+                "按 {n:,} 个词元的词表规划；改用其他大小：--set task.vocabulary=N",
+                n=planned.task.num_outputs,
+            )
+        )
     resolved = planned.recipe
     steps = None
     found = forecast.forecast(planned, on, gpus * nodes, sharding, nodes)

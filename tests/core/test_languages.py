@@ -7,9 +7,10 @@ import string
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 import groundup
-from groundup.core import errors
+from groundup.core import console, errors
 from groundup.core.errors import DataError
 
 ROOT = Path(groundup.__file__).parent
@@ -79,3 +80,14 @@ def test_the_system_s_words_come_in_both_languages():
     error = DataError("cannot write: {cause}", "无法写入：{cause}", cause=OSError(errno.ENOSPC, "No space left on device"))
     assert error.en == "cannot write: No space left on device" and error.zh == "无法写入：磁盘空间已满"
     assert DataError("{cause}", "{cause}", cause=OSError("torn")).zh == "torn"
+
+
+def test_chinese_lines_break_as_chinese_does():
+    text = "    训练 20 步之后，损失从 0.8227 变到 96.2（学习率 lr=1.0 过高）；请改用 lr=0.001，或者加上预热。"
+    for width in range(16, 60):
+        lines = console.wrapped(text, width)
+        assert all(cell_len(one) <= width and one.startswith("    ") for one in lines)
+        assert not any(one.strip()[0] in "，。；：）" or one[-1] in "（" for one in lines)
+        assert "".join("".join(lines).split()) == "".join(text.split())
+    assert console.wrapped("", 20) == [""] and console.wrapped("中文" * 3, 4) == ["中文"] * 3
+    assert console.wrapped("一个/很长的路径/" + "x" * 90, 20)[-1].endswith("x" * 90)  # rich folds it

@@ -6,14 +6,18 @@ Colours and moving lines only on a terminal or in a notebook; elsewhere plain li
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 _console: Console | None = None
 _to_stderr = False
@@ -46,8 +50,43 @@ def out() -> Console:
     return _console
 
 
+_WIDE = "\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6"
+# What stands on one line: a Chinese character or a word of others, with the brackets and points that belong to it.
+_UNIT = re.compile(rf"\s+|[（《「『“‘【]*(?:[{_WIDE}]|[^\s{_WIDE}“”‘’…]+|.)[、，。；：！？）》」』”’】…]*")
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Chinese text as lines of at most `width` cells, none of which begins with a closing or ends with an opening mark; what is indented stays so.
+
+    rich breaks lines at blanks alone, and anywhere in what is longer than a line.
+    """
+    indent = re.match(r" *", text)[0]  # type: ignore[index]
+    lines = [""]
+    for unit in _UNIT.findall(text):
+        if cell_len(lines[-1] + unit.rstrip()) > width and lines[-1].strip():
+            lines.append(indent)
+        if lines[-1].strip() or unit.strip() or len(lines) == 1:
+            lines[-1] += unit
+    return [one.rstrip() for one in lines]
+
+
+class _Cell:
+    """Of a table, with Chinese in it."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(max(cell_len(unit) for unit in _UNIT.findall(self._text)), cell_len(self._text))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        yield Text("\n".join(wrapped(self._text, options.max_width)), overflow="fold")
+
+
 def line(text: str = "", style: str | None = None) -> None:
     """One line as it is (no markup is read from it)."""
+    if out().is_terminal and re.search(f"[{_WIDE}]", text):
+        text = "\n".join(part for whole in text.split("\n") for part in wrapped(whole, out().width))
     out().print(escape(text), style=style, soft_wrap=not out().is_terminal)  # a terminal wraps between words, a log file not at all
 
 
@@ -67,7 +106,7 @@ def table(columns: list[str], rows: list[list[Any]], *, right: tuple[int, ...] =
     for i, name in enumerate(columns):
         made.add_column(escape(name), justify="right" if i in right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*(escape(str(cell)) for cell in row))
+        made.add_row(*(_Cell(str(cell)) if re.search(f"[{_WIDE}]", str(cell)) else escape(str(cell)) for cell in row))
     out().print(made)
 
 
@@ -111,11 +150,12 @@ class Progress:
             self._task = self._bar.add_task(title, total=total, completed=completed)
 
     def update(self, completed: int, text: str) -> None:
+        shown = f"{self.title} {completed} %" if text == "%" else f"{self.title} {completed:,}/{self.total:,}  {text}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=completed, description=escape(f"{self.title} {completed:,}/{self.total:,}  {text}"))
+            self._bar.update(self._task, completed=completed, description=escape(shown))
         elif time.monotonic() - self._last >= 10:
             self._last = time.monotonic()
-            line(f"{self.title} {completed:,}/{self.total:,}  {text}")
+            line(shown)
 
     def line(self, text: str, *, important: bool = False) -> None:
         if self._bar is not None:

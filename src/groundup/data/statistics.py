@@ -30,6 +30,7 @@ def describe(prepared: Prepared, *, classification: bool) -> dict[str, Any]:
             "fingerprint": prepared.fingerprint,
             "notes": [en for en, _ in prepared.notes],
             "notes_zh": [zh for _, zh in prepared.notes],
+            "rejected_file": str(dataset.inputs.rejected) if any(dataset.inputs.statistics["rejected"].values()) else None,
             **dataset.inputs.statistics,
         }
     facts: dict[str, Any] = {

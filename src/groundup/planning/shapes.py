@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from groundup import modelfolder
-from groundup.core import console, files
+from groundup.core import files
 from groundup.core.errors import ModelError, RecipeError
-from groundup.core.messages import say
 from groundup.core.recipe import load, override
 from groundup.core.registry import METHODS
 from groundup.data.tokenizers import train_characters
@@ -110,14 +109,6 @@ def subject_of_shape(
         "train": {"steps": 1000, "batch_size": max(1, 8 // replicas) * replicas},
     }
     overrides = dict(overrides or {})
-    if name in SIZES and "task.vocabulary" not in overrides:
-        console.line(
-            say(
-                "with a vocabulary of {n:,} tokens; another: --set task.vocabulary=N",
-                "按 {n:,} 个词元的词表规划；改用其他大小：--set task.vocabulary=N",
-                n=vocabulary,
-            )
-        )
     vocabulary = int(overrides.pop("task.vocabulary", vocabulary))
     recipe = load(override(tree, overrides))
     if recipe.task.name != "language-modeling":

@@ -278,9 +278,9 @@ class ImageInputs:
             if not path.is_file():
                 raise DataError("no file {path}", "找不到文件 {path}", path=path)
             raw = read_bytes(path)
-            where = str(path)
+            where = where_zh = str(path)
         else:
-            where = "the input"
+            where, where_zh = "the input", "输入"
         if isinstance(raw, bytes):
             try:
                 with quiet_pillow():
@@ -288,8 +288,9 @@ class ImageInputs:
             except ValueError as error:
                 raise DataError(
                     "{where} is not a picture that can be read: {error}",
-                    "{where} 不是可读取的图片：{error_zh}",
+                    "{where_zh} 不是可读取的图片：{error_zh}",
                     where=where,
+                    where_zh=where_zh,
                     error=error,
                     error_zh=reason_zh(str(error)),
                 ) from error
