@@ -12,7 +12,7 @@
 #include <immintrin.h>
 #endif
 
-enum { FLOAT32, BFLOAT16, INT8 }; /* how weights are stored */
+enum { FLOAT32, BFLOAT16, INT8, MANY }; /* how weights are stored; MANY: float32 for as many rows as AVX-512 has registers for */
 enum { PANEL = 16 };              /* outputs of a panel */
 enum { BLOCK = 512 };             /* inputs after which sums of int8 products go into floats: 512 * 127 * 32767 is just below 2^31 */
 
@@ -22,6 +22,7 @@ enum { TALL = 6 }; /* 6 rows x 2 vectors of sums, and 2 of weights and 1 of inpu
 enum { TALL = 3 };
 #endif
 enum { HALF = PANEL / LANES / 2 }; /* vectors of half a panel */
+enum { MANY_ROWS = 16 };           /* at once with AVX-512: their sums stay in registers, and a matrix is read once for all of them */
 
 typedef uint32_t Words __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t Pair __attribute__((may_alias)); /* two int16 */
@@ -94,6 +95,25 @@ INLINE void sums(const int kind, const int rows, const int panels, const float *
     UNROLL for (int k = 0; k < rows * panels * 2 * HALF; k++) sum[k] = s[k];
 }
 
+#if defined(__AVX512F__)
+typedef float Sixteen __attribute__((vector_size(64), aligned(4), may_alias));
+
+/* The same in one vector for each row and panel; x: [n][MANY_ROWS]. */
+INLINE void many_sums(const int rows, const int panels, const float *x, const char *weight, int64_t stride, int64_t n, Floats *sum) {
+    Sixteen s[MANY_ROWS];
+    UNROLL for (int k = 0; k < rows * panels; k++) s[k] = (Sixteen){0};
+    for (int64_t i = 0; i < n; i++) {
+        UNROLL for (int p = 0; p < panels; p++) {
+            const float *at = (const float *)(weight + p * stride) + i * PANEL;
+            Sixteen w = *(const Sixteen *)at;
+            __builtin_prefetch(at + 4096 / 4); /* from memory: farther than the machine looks by itself */
+            UNROLL for (int r = 0; r < rows; r++) s[r * panels + p] += x[i * MANY_ROWS + r] * w;
+        }
+    }
+    UNROLL for (int k = 0; k < rows * panels; k++) *(Sixteen *)(sum + k * 2 * HALF) = s[k];
+}
+#endif
+
 /* The same for int8 weights and int16 rows. */
 INLINE void int8_sums(const int rows, const int panels, const int16_t *x, int64_t ld, const int8_t *weight, int64_t stride, int64_t n,
                       Floats *sum) {
@@ -136,10 +156,13 @@ INLINE void int8_sums(const int rows, const int panels, const int16_t *x, int64_
 /* y (+)= x @ weight.T + bias for these rows and panels. */
 INLINE void tile(const int kind, const int rows, const int panels, const Matrix *m, const Rows *x, int64_t row, int64_t panel, float *y,
                  int64_t ld, int add) {
-    Floats sum[24];
-    int64_t bytes = kind == FLOAT32 ? m->in * PANEL * 4 : kind == BFLOAT16 ? m->in * PANEL * 2 : up_to(m->in, 2) * PANEL;
+    Floats sum[32];
+    int64_t bytes = kind == FLOAT32 || kind == MANY ? m->in * PANEL * 4 : kind == BFLOAT16 ? m->in * PANEL * 2 : up_to(m->in, 2) * PANEL;
     const char *weight = (const char *)m->weight + panel * bytes;
     if (kind == INT8) int8_sums(rows, panels, x->quantised + row * x->ld, x->ld, (const int8_t *)weight, bytes, up_to(m->in, 2), sum);
+#if defined(__AVX512F__)
+    else if (kind == MANY) many_sums(rows, panels, x->x, weight, bytes, m->in, sum);
+#endif
     else sums(kind, rows, panels, x->x + row * x->ld, x->ld, weight, bytes, m->in, sum);
     for (int r = 0; r < rows; r++) {
         for (int p = 0; p < panels; p++) {
@@ -185,7 +208,51 @@ INLINE void product_of(const int kind, const Matrix *m, const Rows *x, int64_t b
     }
 }
 
-static void product(int64_t kind, const Matrix *m, const Rows *x, int64_t b, float *y, int64_t ld, int add, int64_t first, int64_t end) {
+#if defined(__AVX512F__)
+/* Groups of rows as [inputs][MANY_ROWS]: what is multiplied with a weight lies together. */
+static void turn_rows(const Rows *x, int64_t b, int64_t n, int64_t groups, float *to) {
+    for (int64_t g = 0; g < groups; g++, to += up_to(n, LANES) * MANY_ROWS) {
+        int64_t row = b * g / groups, count = b * (g + 1) / groups - row;
+        for (int64_t first = 0; first < count; first += LANES) {
+            for (int64_t i = 0; i < n; i += LANES) {
+                Floats t[LANES];
+                UNROLL for (int l = 0; l < LANES; l++) t[l] = first + l < count ? load(x->x + (row + first + l) * x->ld + i) : all(0);
+                transposed(t);
+                UNROLL for (int l = 0; l < LANES; l++) store(to + (i + l) * MANY_ROWS + first, t[l]);
+            }
+        }
+    }
+}
+
+static void product_of_many(const Matrix *m, const Rows *rows, int64_t b, float *y, int64_t ld, int add, int64_t panel, int64_t end, float *turned) {
+    int64_t groups = (b + MANY_ROWS - 1) / MANY_ROWS;
+    turn_rows(rows, b, m->in, groups, turned);
+    while (panel < end) {
+        int taken = 1;
+        for (int64_t g = 0; g < groups; g++) {
+            const Rows group = {.x = turned + g * up_to(m->in, LANES) * MANY_ROWS}, *x = &group;
+            int64_t row = b * g / groups;
+            switch (b * (g + 1) / groups - row) {
+#define CASE(rows, panels) tile(MANY, rows, panels, m, x, row, panel, y, ld, add)
+#define FEW(rows) case rows: if (b == rows && end - panel > 1) taken = 2, CASE(rows, 2); else CASE(rows, 1); break;
+#define MORE(rows) case rows: CASE(rows, 1); break;
+                FEW(4) FEW(5) FEW(6) FEW(7) FEW(8)
+                MORE(9) MORE(10) MORE(11) MORE(12) MORE(13) MORE(14) MORE(15) MORE(16)
+#undef CASE
+#undef FEW
+#undef MORE
+            }
+        }
+        panel += taken;
+    }
+}
+#endif
+
+static void product(int64_t kind, const Matrix *m, const Rows *x, int64_t b, float *y, int64_t ld, int add, int64_t first, int64_t end, float *turned) {
+#if defined(__AVX512F__)
+    if (kind == FLOAT32 && b >= 4) product_of_many(m, x, b, y, ld, add, first, end, turned);
+    else
+#endif
     if (kind == FLOAT32) product_of(FLOAT32, m, x, b, y, ld, add, first, end);
     else if (kind == BFLOAT16) product_of(BFLOAT16, m, x, b, y, ld, add, first, end);
     else product_of(INT8, m, x, b, y, ld, add, first, end);
@@ -285,11 +352,16 @@ INLINE Sizes sizes(const Model *m) {
     return s;
 }
 
+/* Floats of working memory of a thread: for attention, and rows turned. */
+INLINE int64_t own_of(const Model *m, int64_t b, int64_t capacity, int64_t longest) {
+    return 2 * m->head_dim + up_to(capacity, 16) + 16 + (b + MANY_ROWS - 1) / MANY_ROWS * MANY_ROWS * longest;
+}
+
 /* Floats of working memory that a step over caches of this capacity needs. */
 int64_t groundup_scratch(const Model *m, int64_t b, int64_t capacity, int64_t threads) {
     Sizes s = sizes(m);
     int64_t row = 2 * s.width + s.qkv + s.attended + s.both + s.hidden + s.longest / 2 + 1;
-    return b * row + threads * (2 * m->head_dim + up_to(capacity, 16) + 16) + 64;
+    return b * row + threads * (own_of(m, b, capacity, s.longest)) + 64;
 }
 
 /* keys, values: of each layer, [B, kv_heads, capacity, head_dim]; cos, sin: [capacity or more, head_dim / 2]. */
@@ -299,7 +371,7 @@ void groundup_step(const Model *m, int64_t b, int64_t capacity, int64_t threads,
     int64_t kind = m->kind, heads = m->heads, d = m->head_dim;
     float *x = scratch, *normed = x + b * s.width, *qkv = normed + b * s.width, *attended = qkv + b * s.qkv;
     float *both = attended + b * s.attended, *hidden = both + b * s.both, *row_scale = hidden + b * s.hidden, *owned = row_scale + up_to(b, 16);
-    int64_t own_size = 2 * d + up_to(capacity, 16) + 16;
+    int64_t own_size = own_of(m, b, capacity, s.longest);
     int16_t *quantised = (int16_t *)(owned + threads * own_size);
     const Rows from_norm = {normed, quantised, row_scale, kind == INT8 ? s.longest : s.width};
     const Rows from_attended = {attended, quantised, row_scale, kind == INT8 ? s.longest : s.attended};
@@ -308,7 +380,7 @@ void groundup_step(const Model *m, int64_t b, int64_t capacity, int64_t threads,
 #pragma omp parallel num_threads((int)threads)
     {
         const int64_t me = omp_get_thread_num(), team = omp_get_num_threads();
-        float *own = owned + me * own_size;
+        float *own = owned + me * own_size, *turned = own + 2 * d + up_to(capacity, 16) + 16;
         const int64_t row = b * me / team, row_end = b * (me + 1) / team; /* this thread's share of the rows */
 #define SHARE(n) (n) * me / team, (n) * (me + 1) / team
 #define BARRIER _Pragma("omp barrier")
@@ -329,7 +401,7 @@ void groundup_step(const Model *m, int64_t b, int64_t capacity, int64_t threads,
         for (int64_t l = 0; l < m->depth; l++) {
             const Layer *layer = m->layers + l;
             NORM(layer->norm, layer->norm_eps)
-            product(kind, &layer->qkv, &from_norm, b, qkv, s.qkv, 0, SHARE(s.qkv / PANEL));
+            product(kind, &layer->qkv, &from_norm, b, qkv, s.qkv, 0, SHARE(s.qkv / PANEL), turned);
             BARRIER
             for (int64_t unit = b * heads * me / team; unit < b * heads * (me + 1) / team; unit++) {
                 int64_t r = unit / heads, head = unit % heads;
@@ -339,11 +411,11 @@ void groundup_step(const Model *m, int64_t b, int64_t capacity, int64_t threads,
             }
             BARRIER
             QUANTISE(attended, s.attended, heads * d)
-            product(kind, &layer->attended, &from_attended, b, x, s.width, 1, SHARE(s.width / PANEL));
+            product(kind, &layer->attended, &from_attended, b, x, s.width, 1, SHARE(s.width / PANEL), turned);
             BARRIER
             NORM(layer->second_norm, layer->second_eps)
             const int64_t pairs = s.hidden / PANEL, pair = pairs * me / team, pair_end = pairs * (me + 1) / team;
-            product(kind, &layer->gate_up, &from_norm, b, both, s.both, 0, 2 * pair, 2 * pair_end);
+            product(kind, &layer->gate_up, &from_norm, b, both, s.both, 0, 2 * pair, 2 * pair_end, turned);
             for (int64_t r = 0; r < b; r++) {
                 for (int64_t p = pair; p < pair_end; p++) {
                     UNROLL for (int j = 0; j < 2 * HALF; j++) {
@@ -355,10 +427,10 @@ void groundup_step(const Model *m, int64_t b, int64_t capacity, int64_t threads,
             }
             BARRIER
             QUANTISE(hidden, s.hidden, m->hidden)
-            product(kind, &layer->down, &from_hidden, b, x, s.width, 1, SHARE(s.width / PANEL));
+            product(kind, &layer->down, &from_hidden, b, x, s.width, 1, SHARE(s.width / PANEL), turned);
             BARRIER
         }
         NORM(m->norm, m->eps)
-        product(kind, &m->head, &from_norm, b, logits, m->head.out, 0, SHARE(up_to(m->head.out, PANEL) / PANEL));
+        product(kind, &m->head, &from_norm, b, logits, m->head.out, 0, SHARE(up_to(m->head.out, PANEL) / PANEL), turned);
     }
 }
