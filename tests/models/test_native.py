@@ -29,7 +29,7 @@ DECODERS = {
     "odd widths": {"layers": 2, "width": 37, "heads": 3, "kv_heads": 1, "head_dim": 14, "hidden": 51, "bias": "all"},
     "wide": {"layers": 2, "width": 530, "heads": 2, "head_dim": 90, "hidden": 1100},  # more than one block of int8 sums
 }
-LENGTHS = [3, 1, 7, 2, 9, 5, 4, 6, 8, 3, 12, 1, 15, 2, 11, 10]
+LENGTHS = [3, 1, 7, 2, 9, 5, 4, 6, 8, 3, 12, 1, 15, 2, 11, 10] * 3
 
 
 @pytest.fixture(autouse=True)
@@ -75,8 +75,8 @@ def test_steps_equal_the_model_without_a_cache(form):
 @pytest.mark.parametrize("form", ["grouped", "odd widths", "wide"])
 def test_a_row_has_the_same_bits_alone_and_among_others(form, precision):
     net = small("decoder", **DECODERS[form]).eval()
-    alone = [stepped(net, [text], 3, precision) for text in texts(16, 3)]
-    for rows in (2, 3, 4, 5, 6, 7, 11, 16):
+    alone = [stepped(net, [text], 3, precision) for text in texts(33, 3)]
+    for rows in (2, 3, 4, 5, 6, 7, 8, 11, 16, 17, 33):
         for threads in (1, 2):
             together = stepped(net, texts(rows, 3), 3, precision, threads)
             assert all(torch.equal(together[:, r], alone[r][:, 0]) for r in range(rows))
