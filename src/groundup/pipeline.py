@@ -968,15 +968,18 @@ def predict(
     _can_answer(loaded)
     loaded.look_through(views)
     answers: list[dict[str, Any]] = []
-    failed: list[DataError] = []
+    failed: list[tuple[str, DataError]] = []
     for label, raw in (pair for item in inputs for pair in _expand(item, loaded.task)):
         try:
             answers.append({"input": label, **loaded.predict(raw)})
         except DataError as error:
-            failed.append(error)
+            failed.append((label, error))
             answers.append({"input": label, "error": error.message})
     if failed and len(failed) == len(answers):
-        raise failed[0]
+        label, error = failed[0]
+        if label in error.en or label in map(str, inputs):
+            raise error
+        raise DataError("{label}: {why}", "{label}：{why_zh}", label=label, why=error.en, why_zh=error.zh) from error  # a row of a file
     return answers
 
 

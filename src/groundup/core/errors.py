@@ -119,7 +119,8 @@ class Stopped(GroundupError):
 
 def of_system(error: OSError) -> GroundupError:
     """An error of the system that nobody had better words for."""
-    full, closed = error.errno in (errno.ENOSPC, errno.EDQUOT), error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    code = errno.errorcode.get(error.errno or 0, "")
+    full, closed = code in ("ENOSPC", "EDQUOT"), code in ("EACCES", "EPERM", "EROFS")
     return GroundupError(
         "{cause}{where}",
         "{cause}{where_zh}",

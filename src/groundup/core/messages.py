@@ -15,10 +15,10 @@ from typing import Any
 LANGUAGES = ("en", "zh")
 SPLITS_ZH = {"train": "训练集", "validation": "验证集", "test": "测试集", "all": "全部数据"}
 OS_ZH = {
-    errno.ENOSPC: "磁盘空间已满", errno.EDQUOT: "超出磁盘配额", errno.EFBIG: "文件超出大小限制", errno.EROFS: "文件系统只读", errno.EACCES: "没有权限",
-    errno.EPERM: "系统不允许此操作", errno.ENOENT: "文件或目录不存在", errno.EEXIST: "已存在", errno.EISDIR: "这是一个目录", errno.ENOTDIR: "路径中有一段不是目录",
-    errno.ENAMETOOLONG: "文件名过长", errno.EIO: "读写出错", errno.ENOMEM: "内存不足", errno.EMFILE: "打开的文件过多", errno.EBUSY: "正被占用",
-    errno.EADDRINUSE: "地址已被占用",
+    "ENOSPC": "磁盘空间已满", "EDQUOT": "超出磁盘配额", "EFBIG": "文件超出大小限制", "EROFS": "文件系统只读", "EACCES": "没有权限",
+    "EPERM": "系统不允许此操作", "ENOENT": "文件或目录不存在", "EEXIST": "已存在", "EISDIR": "这是一个目录", "ENOTDIR": "路径中有一段不是目录",
+    "ENAMETOOLONG": "文件名过长", "EIO": "读写出错", "ENOMEM": "内存不足", "EMFILE": "打开的文件过多", "EBUSY": "正被占用",
+    "EADDRINUSE": "地址已被占用",
 }  # fmt: skip
 _chosen: str | None = None
 
@@ -55,7 +55,7 @@ def typed(path: object) -> str:
 def cause_of(error: OSError, language: str) -> str:
     """What the system says of a call that failed."""
     said = error.strerror or str(error) or type(error).__name__
-    return OS_ZH.get(error.errno or 0, said) if language == "zh" else said
+    return OS_ZH.get(errno.errorcode.get(error.errno or 0, ""), said) if language == "zh" else said
 
 
 def fill(template: str, values: dict[str, Any], language: str) -> str:
