@@ -976,10 +976,10 @@ def predict(
             failed.append((label, error))
             answers.append({"input": label, "error": error.message})
     if failed and len(failed) == len(answers):
-        label, error = failed[0]
-        if label in error.en or label in map(str, inputs):
-            raise error
-        raise DataError("{label}: {why}", "{label}：{why_zh}", label=label, why=error.en, why_zh=error.zh) from error  # a row of a file
+        label, first = failed[0]
+        if label in first.en or label in map(str, inputs):
+            raise first
+        raise DataError("{label}: {why}", "{label}：{why_zh}", label=label, why=first.en, why_zh=first.zh) from first  # a row of a file
     return answers
 
 
