@@ -20,7 +20,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 # GNU OpenMP's threads wait for each other by turning round for milliseconds. Where other programs want the cores too, they take the time of the very
-# thread that they wait for: a training took four times as long as this does. It reads this once, when torch is loaded.
+# thread that they wait for: a training took up to four times as long as with this. It reads this once, when torch is loaded.
 if sys.platform == "linux" and "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
